@@ -1,0 +1,107 @@
+"""From a checkpoint reference to a local folder: hub id, folder, or ``pkg:<package>/<path>``. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from t2ialign.errors import UsageError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def package_path(reference: str) -> Path:
+    """Path of ``pkg:<package>/<path>`` inside an installed package.
+
+    Raises:
+        UsageError: the package is not installed, or has no such file.
+    """
+    package, _, inner = reference.removeprefix("pkg:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"'{reference}': package '{package}' is not installed; pip install {package.replace('_', '-')}")
+    path = Path(spec.submodule_search_locations[0]) / inner
+    if not path.exists():
+        raise UsageError(f"'{reference}': package '{package}' has no '{inner}'")
+    return path
+
+
+def local_path(reference: str, base: Path | None = None) -> Path | None:
+    """The path behind ``pkg:`` or an existing file or folder (relative to ``base`` first); None for anything else."""
+    if reference.startswith("pkg:"):
+        return package_path(reference)
+    for path in ((base / reference) if base else None, Path(reference).expanduser()):
+        if path is not None and path.exists():
+            return path.resolve()
+    return None
+
+
+def looks_like_hub_id(reference: str) -> bool:
+    return _HUB_ID.fullmatch(reference) is not None
+
+
+def check(reference: str, base: Path | None = None) -> str | None:
+    """What is wrong with a checkpoint reference, as far as can be told without a network; None when nothing is."""
+    try:
+        found = local_path(reference, base)
+    except UsageError as error:
+        return str(error)
+    if found is None and not looks_like_hub_id(reference):
+        return "is no existing folder, no 'pkg:<package>/<path>' and no hub id of the form 'owner/name'"
+    return None
+
+
+def resolve(reference: str, revision: str | None = None, patterns: Iterable[str] = ("*.json", "*.safetensors", "*.txt", "*.model")) -> Path:
+    """A local folder (or file) for the reference; a hub id is downloaded into the hub cache on first use.
+
+    Raises:
+        UsageError: nothing is there, the repository is gated or unknown, or the network is out of reach.
+    """
+    found = local_path(reference)
+    if found is not None:
+        return found
+    if not looks_like_hub_id(reference):
+        raise UsageError(f"checkpoint '{reference}' {check(reference)}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        raise UsageError(
+            f"checkpoint '{reference}' is gated: accept its licence at https://huggingface.co/{reference}, then run 'hf auth login'"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UsageError(f"checkpoint '{reference}': no such repository on the hub (or it is private: 'hf auth login')") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"checkpoint '{reference}' is not in the local hub cache and the hub cannot be reached ({type(error).__name__});"
+            " give a local folder, or connect once"
+        ) from error
+
+
+def fingerprint(folder: Path, parts: Iterable[str]) -> str:
+    """A hash that changes when the files of the named sub-folders change (names, sizes, modification times)."""
+    entries = [
+        (str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns)
+        for part in parts
+        for file in sorted((folder / part).rglob("*"))
+        if file.is_file()
+    ]
+    return hashlib.blake2b(repr(entries).encode(), digest_size=12).hexdigest()
+
+
+def tensor_shapes(folder: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor in the folder's safetensors files, from their headers alone."""
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    return shapes

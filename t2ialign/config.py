@@ -1,0 +1,119 @@
+"""Base classes of the tables in a spec. Pure pydantic: importing this module never imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+if TYPE_CHECKING:
+    from t2ialign.spec import Spec
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+#: What the other parts must provide, by role: {"backend": {"lora"}, "reward": {"differentiable"}}.
+Requirements = dict[str, set[str]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do; known before any weight is loaded.
+
+    Attributes:
+        steps: optimizer steps.
+        images_per_step: images generated and scored in one step.
+        notes: further derived numbers, each shown as ``name: value``.
+    """
+
+    steps: int
+    images_per_step: int
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+class Config(BaseModel):
+    """Options of one part. Unknown keys and wrong types are errors; values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+    def provides(self) -> set[str]:
+        """Capability words that depend on the options, on top of the registered ones."""
+        return set()
+
+    def requires(self) -> Requirements:
+        """Requirements that depend on the options, on top of the registered ones."""
+        return {}
+
+
+class LoraConfig(Config):
+    """``[backend.lora]``: the low-rank adapter that weight-training optimizers change."""
+
+    rank: int = Field(4, ge=1, description="rank r of every adapted layer")
+    alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; default: alpha = rank (scale 1)")
+    targets: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="module names or their dotted endings; default: the backend's own list",
+    )
+    init: Literal["random", "activations"] = Field(
+        "random",
+        description="start of A: 'random' (peft's Kaiming-uniform) or 'activations' (leading eigenvectors of the"
+        " layer's inputs on the training prompts, scaled so that A x has rms 1). B starts at zero either way",
+    )
+    init_prompts: int = Field(72, ge=1, description="training prompts used by init = 'activations'")
+
+    @property
+    def scaling(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+class BackendConfig(Config):
+    """Options that every backend understands. Subclass it and give ``checkpoint`` a default."""
+
+    checkpoint: str = Field(description="hub id, local folder, or 'pkg:<package>/<path>' inside an installed package")
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
+    dtype: Dtype = Field("bfloat16", description="dtype of the trained network; LoRA factors stay float32")
+    lora: LoraConfig = Field(default_factory=LoraConfig, description="the adapter, for optimizers that train one")
+
+    def lora_targets(self) -> list[str]:
+        """Default target modules when ``lora.targets`` is absent."""
+        return []
+
+    def trainable_folder(self) -> str:
+        """Sub-folder of the checkpoint with the trained network's safetensors ('' = the checkpoint itself)."""
+        return ""
+
+
+class SamplerConfig(Config):
+    """Options of a sampler."""
+
+    def evaluations(self) -> int:
+        """Network evaluations (NFE) per image, without the doubling by classifier-free guidance."""
+        return 1
+
+
+class OptimizerConfig(Config):
+    """Options of an optimizer."""
+
+    def plan(self, spec: Spec) -> Plan:
+        """Derive the run's size from the spec, without torch and without weights."""
+        return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
+
+
+class RewardMixConfig(Config):
+    """Keys that every ``[[reward]]`` table understands besides the reward's own options."""
+
+    name: str | None = Field(None, description="label in metrics and tables; default: the kind")
+    weight: float = Field(1.0, description="0 keeps the reward as a held-out diagnostic that is only logged")
+    normalise: Literal["none", "range", "zscore", "zscore-prompt", "rank"] = Field(
+        "none",
+        description="before weighting: as it is, mapped from `range` to [0, 1], standardised over the batch or over"
+        " each prompt's images, or centred ranks in [-0.5, 0.5] over the batch",
+    )
+    range: list[float] | None = Field(None, description="[low, high] for normalise = 'range'")
+
+    @field_validator("range")
+    @classmethod
+    def _ordered(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and (len(value) != 2 or not value[0] < value[1]):
+            raise ValueError("must be [low, high] with low < high")
+        return value

@@ -1,0 +1,63 @@
+"""The errors that a user can fix. The CLI prints them without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class T2IAlignError(Exception):
+    """Base of every error whose message tells the user what to change."""
+
+    exit_code = 1
+
+
+class UsageError(T2IAlignError):
+    """The command line, a file it names, or a checkpoint is not usable as given."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class SpecProblem:
+    """One thing wrong with a spec.
+
+    Attributes:
+        key: dotted key with list indices, for example ``reward[0].weight``.
+        value: the offending value as TOML would show it; empty when a key is missing.
+        allowed: what is wrong and what would be accepted, one sentence.
+        suggestion: the nearest allowed word, or empty.
+    """
+
+    key: str
+    value: str
+    allowed: str
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        shown = f"{self.key} = {self.value}" if self.value else self.key
+        hint = f" Did you mean '{self.suggestion}'?" if self.suggestion else ""
+        return f"{shown}: {self.allowed}{hint}"
+
+
+class SpecError(UsageError):
+    """Everything that is wrong with one spec, found in one pass."""
+
+    def __init__(self, source: str, problems: Sequence[SpecProblem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = [f"{source}: {count}", *(f"  {problem}" for problem in self.problems)]
+        super().__init__("\n".join(lines))
+
+
+class RewardError(T2IAlignError):
+    """A reward gave a score that is not a finite number.
+
+    Attributes:
+        index: row of the offending image in the scored batch.
+    """
+
+    def __init__(self, message: str, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
