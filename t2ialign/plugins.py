@@ -115,7 +115,7 @@ def _register(found: Registry, plugin: Any, status: PluginStatus) -> None:
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name=status.name)
     known = [name for name in dir(hookspecs) if name.startswith("t2ialign_")]
-    for name in (name for name in dir(plugin) if name.startswith("t2ialign_")):
+    for name in dir(plugin):
         if name not in known and hasattr(getattr(plugin, name), f"{hookspecs.PROJECT}_impl"):
             hint = nearest(name, known)
             raise UsageError(f"unknown hook '{name}'" + (f", did you mean '{hint}'?" if hint else f"; hooks: {', '.join(known)}"))
