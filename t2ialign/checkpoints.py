@@ -24,7 +24,9 @@ def package_path(reference: str) -> Path:
     package, _, inner = reference.removeprefix("pkg:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"'{reference}': package '{package}' is not installed; pip install {package.replace('_', '-')}")
+        raise UsageError(
+            f"'{reference}': package '{package}' is not installed; pip install {package.replace('_', '-')}"
+        )
     path = Path(spec.submodule_search_locations[0]) / inner
     if not path.exists():
         raise UsageError(f"'{reference}': package '{package}' has no '{inner}'")
@@ -56,7 +58,11 @@ def check(reference: str, base: Path | None = None) -> str | None:
     return None
 
 
-def resolve(reference: str, revision: str | None = None, patterns: Iterable[str] = ("*.json", "*.safetensors", "*.txt", "*.model")) -> Path:
+def resolve(
+    reference: str,
+    revision: str | None = None,
+    patterns: Iterable[str] = ("*.json", "*.safetensors", "*.txt", "*.model"),
+) -> Path:
     """A local folder (or file) for the reference; a hub id is downloaded into the hub cache on first use.
 
     Raises:
@@ -74,14 +80,17 @@ def resolve(reference: str, revision: str | None = None, patterns: Iterable[str]
         return Path(snapshot_download(reference, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError as error:
         raise UsageError(
-            f"checkpoint '{reference}' is gated: accept its licence at https://huggingface.co/{reference}, then run 'hf auth login'"
+            f"checkpoint '{reference}' is gated: accept its licence at https://huggingface.co/{reference},"
+            " then run 'hf auth login'"
         ) from error
     except RepositoryNotFoundError as error:
-        raise UsageError(f"checkpoint '{reference}': no such repository on the hub (or it is private: 'hf auth login')") from error
+        raise UsageError(
+            f"checkpoint '{reference}': no such repository on the hub (or it is private: 'hf auth login')"
+        ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
-            f"checkpoint '{reference}' is not in the local hub cache and the hub cannot be reached ({type(error).__name__});"
-            " give a local folder, or connect once"
+            f"checkpoint '{reference}' is not in the local hub cache and the hub cannot be reached"
+            f" ({type(error).__name__}); give a local folder, or connect once"
         ) from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from t2ialign.spec import Spec
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+#: Marks a field whose text is a checkpoint: hub id, folder, or "pkg:<package>/<path>". Validation checks such fields
+#: and makes folders absolute.
+CHECKPOINT = "checkpoint reference"
+Checkpoint = Annotated[str, CHECKPOINT]
 #: What the other parts must provide, by role: {"backend": {"lora"}, "reward": {"differentiable"}}.
 Requirements = dict[str, set[str]]
 
@@ -69,7 +73,9 @@ class LoraConfig(Config):
 class BackendConfig(Config):
     """Options that every backend understands. Subclass it and give ``checkpoint`` a default."""
 
-    checkpoint: str = Field(description="hub id, local folder, or 'pkg:<package>/<path>' inside an installed package")
+    checkpoint: Checkpoint = Field(
+        description="hub id, local folder, or 'pkg:<package>/<path>' inside an installed package"
+    )
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     dtype: Dtype = Field("bfloat16", description="dtype of the trained network; LoRA factors stay float32")
     lora: LoraConfig = Field(default_factory=LoraConfig, description="the adapter, for optimizers that train one")
@@ -97,6 +103,48 @@ class OptimizerConfig(Config):
     def plan(self, spec: Spec) -> Plan:
         """Derive the run's size from the spec, without torch and without weights."""
         return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
+
+
+class RunConfig(Config):
+    """``[run]``."""
+
+    name: str = Field("", pattern=r"^[\w.-]*$", description="name of the run directory; default: the spec's file name")
+    seed: int = Field(0, ge=0, description="decides every draw of the run")
+    steps: int = Field(100, ge=1, description="optimizer steps")
+    out: str = Field("runs", min_length=1, description="the run directory is made inside it")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
+    micro_batch: int = Field(64, ge=1, description="images per forward pass; changes memory and speed, never results")
+    checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
+    nonfinite: Literal["stop", "drop"] = Field(
+        "stop", description="a NaN or infinite score stops the run, or only that sample is left out"
+    )
+
+
+class PromptsConfig(Config):
+    """``[prompts]``: what the optimizer trains on."""
+
+    file: str = Field(min_length=1, description="prompt file (.txt, .jsonl, .tsv), relative to the spec, or 'pkg:...'")
+    per_step: int = Field(4, ge=1, description="prompts drawn for each step")
+    images_per_prompt: int = Field(1, ge=1, description="images per drawn prompt, each with its own seed")
+
+
+class EvaluationConfig(Config):
+    """``[evaluation]``: base against tuned on shared seeds."""
+
+    every: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates only at the end")
+    prompts: str | None = Field(None, description="held-out prompt file; default: the training prompts")
+    images_per_prompt: int = Field(1, ge=1, description="images per prompt, each with its own seed")
+    limit: int | None = Field(None, ge=1, description="use only the first prompts of the file")
+    seed: int = Field(0, ge=0, description="decides the evaluation's noise; independent of run.seed")
+    save_images: bool = Field(True, description="write every evaluated image as PNG")
+
+
+class SamplesConfig(Config):
+    """``[samples]``: grids at fixed prompts and noise, from step 0 on."""
+
+    every: int = Field(10, ge=0, description="steps between grids; 0 draws only the first and the last")
+    count: int = Field(8, ge=1, le=64, description="prompts in a grid (the first of the evaluation prompts, spread)")
 
 
 class RewardMixConfig(Config):

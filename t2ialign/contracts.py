@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -149,7 +150,7 @@ class StepSampler(Sampler):
 
         times = self.times(denoiser.path).to(noise.device)
         x = denoiser.path.prior(noise, times[0])
-        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for i, (t, s) in enumerate(pairwise(times)):
             mean, std = self.transition(denoiser.path, x, denoiser(x, t), t, s)
             if bool((std > 0).any()):
                 if seeds is None:
@@ -235,7 +236,7 @@ class Backend(Part, ABC):
 
     @abstractmethod
     def load_lora(self, folder: FilePath) -> None:
-        """Load an exported LoRA with the very tool its users will use (``load_lora_weights`` where diffusers has it)."""
+        """Load an exported LoRA with the tool its users will use (``load_lora_weights`` where diffusers has it)."""
 
     def snippet(self) -> str:
         """Python code for the model card: how to load the exported LoRA."""
@@ -313,5 +314,3 @@ class LoraOptimizer(Optimizer):
         from t2ialign.export import export_lora
 
         export_lora(self.problem, folder)
-
-

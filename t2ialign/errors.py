@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class T2IAlignError(Exception):
@@ -55,9 +59,13 @@ class RewardError(T2IAlignError):
     """A reward gave a score that is not a finite number.
 
     Attributes:
-        index: row of the offending image in the scored batch.
+        image: the offending image (3, H, W), so that the run can save it.
     """
 
-    def __init__(self, message: str, index: int = 0) -> None:
+    def __init__(self, message: str, image: Tensor | None = None) -> None:
         super().__init__(message)
-        self.index = index
+        self.image = image
+
+
+class ExportError(T2IAlignError):
+    """An exported file does not load, or does not give the images that the run gave."""

@@ -71,7 +71,9 @@ class Registry:
                 that two distributions claim.
         """
         if (role, kind) in self.clashes:
-            raise UsageError(f"{role} '{kind}' is registered by {' and '.join(self.clashes[role, kind])}; uninstall one of them")
+            raise UsageError(
+                f"{role} '{kind}' is registered by {' and '.join(self.clashes[role, kind])}; uninstall one of them"
+            )
         if kind in self.parts[role]:
             return self.parts[role][kind]
         raise UsageError(self.unknown(role, kind))
@@ -118,7 +120,9 @@ def _register(found: Registry, plugin: Any, status: PluginStatus) -> None:
     for name in dir(plugin):
         if name not in known and hasattr(getattr(plugin, name), f"{hookspecs.PROJECT}_impl"):
             hint = nearest(name, known)
-            raise UsageError(f"unknown hook '{name}'" + (f", did you mean '{hint}'?" if hint else f"; hooks: {', '.join(known)}"))
+            raise UsageError(
+                f"unknown hook '{name}'" + (f", did you mean '{hint}'?" if hint else f"; hooks: {', '.join(known)}")
+            )
 
     collected: list[Declaration] = []
     for role in ROLES:

@@ -1,0 +1,38 @@
+"""Micro-batches: memory chunks that never change a result."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def split(total: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size`` that cover range(total)."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def with_oom_retry(run: Callable[[int], T], micro_batch: int) -> tuple[T, int]:
+    """Call ``run(micro_batch)``; on out-of-memory halve the micro-batch and try again.
+
+    Returns:
+        The result and the micro-batch that worked.
+
+    Raises:
+        torch.OutOfMemoryError: one image does not fit.
+    """
+    while True:
+        try:
+            return run(micro_batch), micro_batch
+        except torch.OutOfMemoryError:
+            if micro_batch == 1:
+                raise
+            micro_batch //= 2
+            torch.cuda.empty_cache()
+            log.warning("out of memory: going on with a micro-batch of %d (same results)", micro_batch)

@@ -1,0 +1,56 @@
+"""The command line. Importing it imports neither torch nor diffusers."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from t2ialign import __version__
+from t2ialign.cli import inspecting, results, running
+from t2ialign.errors import T2IAlignError
+
+app = typer.Typer(
+    name="t2ialign",
+    help="Align text-to-image models with rewards. Start with: t2ialign run specs/quickstart.toml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    running.run,
+    running.resume,
+    inspecting.validate,
+    inspecting.plugins,
+    inspecting.schema,
+    inspecting.init,
+    results.sample,
+    results.eval_,
+    results.export,
+):
+    app.command(name=command.__name__.strip("_").replace("_", "-"))(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"t2ialign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Align text-to-image models with rewards."""
+
+
+def main() -> None:
+    """Entry point: errors that a user can fix are one message and an exit code, never a traceback."""
+    try:
+        app()
+    except T2IAlignError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the newest checkpoint is intact: t2ialign resume RUN_DIRECTORY", err=True)
+        sys.exit(130)

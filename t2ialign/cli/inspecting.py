@@ -1,0 +1,137 @@
+"""``validate``, ``plugins``, ``schema`` and ``init``: everything that needs neither weights nor torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2ialign import plugins as registry_module
+from t2ialign import spec as specs
+from t2ialign import spec_text
+from t2ialign.cli.running import Overrides, SpecFile
+from t2ialign.errors import UsageError
+
+
+def validate(spec: SpecFile, overrides: Overrides = None) -> None:
+    """Check a spec without loading weights, and print what it would do."""
+    parsed = specs.load(spec, overrides or [])
+    plan = parsed.optimizer_config.plan(parsed)
+    sampler = f", {parsed.sampler.kind} sampler" if parsed.sampler else ""
+    lines = {
+        "backend": f"{parsed.backend.kind} ({parsed.backend_config.checkpoint}){sampler}",
+        "optimizer": parsed.optimizer.kind,
+        "rewards": ", ".join(
+            f"{r.name} x {r.mix.weight:g}" if r.mix.weight else f"{r.name} (held out)" for r in parsed.rewards
+        ),
+        "steps": f"{plan.steps:,}",
+        "images per step": f"{plan.images_per_step:,}",
+        "images in all": f"{plan.steps * plan.images_per_step:,}",
+        "network evaluations": f"{plan.steps * plan.images_per_step * parsed.sampler_config.evaluations():,}",
+        **plan.notes,
+    }
+    if parsed.uses_lora:
+        lines["parameters in the LoRA"] = _lora_parameters(parsed)
+    typer.echo(f"{spec} is valid")
+    for name, value in lines.items():
+        typer.echo(f"  {name:24}{value}")
+
+
+def _lora_parameters(spec: specs.Spec) -> str:
+    """Counted from the checkpoint's safetensors headers; unknown while a hub checkpoint is not on disk."""
+    from t2ialign import checkpoints
+
+    config = spec.backend_config
+    folder = checkpoints.local_path(config.checkpoint, spec.folder)
+    shapes = checkpoints.tensor_shapes(folder / config.trainable_folder()) if folder else {}
+    modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
+    targets = config.lora.targets or config.lora_targets()
+    adapted = {
+        name: shape
+        for name, shape in modules.items()
+        if len(shape) in (2, 4) and any(name == target or name.endswith(f".{target}") for target in targets)
+    }
+    if not adapted:
+        return "known once the checkpoint is on disk"
+    count = 0
+    for outputs, *inputs in adapted.values():
+        fan_in = 1
+        for size in inputs:
+            fan_in *= size
+        count += config.lora.rank * (outputs + fan_in)
+    return f"{count:,} in {len(adapted)} modules"
+
+
+def plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the installed plugins and what they provide; broken ones with their error."""
+    found = registry_module.registry()
+    if as_json:
+        listing = {
+            "plugins": [vars(status) for status in found.plugins],
+            "parts": [
+                {
+                    "role": role,
+                    "kind": kind,
+                    "summary": declared.summary,
+                    "distribution": declared.distribution,
+                    "version": declared.version,
+                    "provides": sorted(declared.provides),
+                    "requires": {other: sorted(words) for other, words in declared.requires.items()},
+                    "options": declared.config.model_json_schema().get("properties", {}),
+                }
+                for role, kinds in found.parts.items()
+                for kind, declared in sorted(kinds.items())
+            ],
+            "clashes": [
+                {"role": role, "kind": kind, "distributions": names} for (role, kind), names in found.clashes.items()
+            ],
+        }
+        typer.echo(json.dumps(listing, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("role", "kind", "what it is", "from")
+    for role, kinds in found.parts.items():
+        for kind, declared in sorted(kinds.items()):
+            table.add_row(role, kind, declared.summary, f"{declared.distribution} {declared.version}")
+    console.print(table)
+    for (role, kind), names in found.clashes.items():
+        console.print(f"[red]clash[/red]: {role} '{kind}' is registered by {' and '.join(names)}; uninstall one")
+    for status in found.plugins:
+        if status.error:
+            console.print(f"[red]broken[/red]: {status.name} ({status.distribution} {status.version}): ", end="")
+            console.print(status.error, markup=False, soft_wrap=True)
+
+
+def schema() -> None:
+    """Print a JSON Schema of the whole spec, installed plugins included, for editors that complete TOML."""
+    typer.echo(json.dumps(spec_text.json_schema(registry_module.registry()), indent=2))
+
+
+def init(
+    backend: Annotated[str, typer.Option(help="Backend kind.")],
+    optimizer: Annotated[str, typer.Option(help="Optimizer kind.")],
+    reward: Annotated[str, typer.Option(help="Reward kind.")],
+    sampler: Annotated[str, typer.Option(help="Sampler kind; 'none' for a backend that samples itself.")] = "one-step",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The spec file to write; it must not exist.")] = Path(
+        "spec.toml"
+    ),
+) -> None:
+    """Write a commented spec for a chosen backend, sampler, optimizer and reward."""
+    found = registry_module.registry()
+    if out.exists():
+        raise UsageError(f"{out} exists; choose another --out")
+    text = spec_text.template(
+        found.find("backend", backend),
+        None if sampler == "none" else found.find("sampler", sampler),
+        found.find("optimizer", optimizer),
+        found.find("reward", reward),
+    )
+    out.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {out}; next: t2ialign validate {out}")

@@ -1,0 +1,77 @@
+"""``sample``, ``eval`` and ``export``: what a spec, or a run, gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2ialign.cli.running import Overrides, RunFolder, SpecFile, _prepare_torch
+from t2ialign.errors import UsageError
+
+Step = Annotated[int | None, typer.Option(help="Checkpoint to use; default: the newest.")]
+
+
+def sample(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; default: the spec's.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Image i of every prompt gets seed + i.")] = 0,
+    lora: Annotated[Path | None, typer.Option(help="Folder of an exported LoRA.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("samples"),
+) -> None:
+    """Generate images from a spec's backend and sampler, with a LoRA if given."""
+    from t2ialign import spec as specs
+
+    parsed = specs.load(spec, overrides or [])
+    if lora is not None and not lora.is_dir():
+        raise UsageError(f"--lora {lora}: no such folder")
+    _prepare_torch()
+    from t2ialign import sampling
+
+    prompts = prompt or sampling.prompts_of(parsed)
+    paths = sampling.sample(parsed, prompts, count, seed, lora, out)
+    typer.echo(f"{len(paths)} images and grid.png in {out}")
+
+
+def eval_(
+    run: RunFolder,
+    step: Step = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Evaluate a run's base against its tuned model on shared seeds, and rewrite its evaluation folder."""
+    _prepare_torch()
+    from t2ialign import runner
+    from t2ialign.progress import Display
+
+    display = Display()
+    run_dir, problem, optimizer = runner.restore(run, step, display)
+    summary = runner.evaluate_run(run_dir, problem, optimizer, display)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    from rich.console import Console
+
+    from t2ialign.cli.tables import comparison
+
+    Console().print(comparison(summary))
+
+
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist.")],
+    step: Step = None,
+) -> None:
+    """Write what a run delivers at a checkpoint, and check that it loads."""
+    if out.exists():
+        raise UsageError(f"{out} exists; choose another --out")
+    _prepare_torch()
+    from t2ialign import files, runner
+
+    _, _, optimizer = runner.restore(run, step)
+    with files.new_folder(out) as folder:
+        optimizer.export(folder)
+    typer.echo(f"wrote {out}")

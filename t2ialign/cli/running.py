@@ -1,0 +1,63 @@
+"""``run`` and ``resume``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2ialign import spec as specs
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a TOML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec; the value is TOML. Repeatable."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def run(spec: SpecFile, overrides: Overrides = None) -> None:
+    """Run a spec: optimise, evaluate base against tuned, export."""
+    parsed = specs.load(spec, overrides or [])
+    _prepare_torch()
+    from t2ialign import runner
+
+    _show(runner.start(parsed).path)
+
+
+def resume(run: RunFolder) -> None:
+    """Continue a run that was stopped or killed, from its newest checkpoint."""
+    _prepare_torch()
+    from t2ialign import runner
+
+    _show(runner.resume(run).path)
+
+
+def _prepare_torch() -> None:
+    """Say that something is happening: importing torch and diffusers takes seconds."""
+    from t2ialign.quiet import quiet_libraries
+
+    quiet_libraries()
+
+
+def _show(path: Path) -> None:
+    """The last screen: the table, and where everything is."""
+    import json
+
+    from rich.console import Console
+
+    from t2ialign.cli.tables import comparison
+    from t2ialign.distributed import join
+
+    if not join().is_main:
+        return
+    console = Console()
+    console.print(comparison(json.loads((path / "evaluation" / "summary.json").read_text(encoding="utf-8"))))
+    for name, meaning in (
+        ("evaluation/pairs.png", "base above tuned, same prompts and noise"),
+        ("samples", "grids at fixed prompts and noise"),
+        ("export", "what the run delivers"),
+    ):
+        if (path / name).exists():
+            console.print(f"{path / name}  [dim]{meaning}[/dim]", highlight=False, soft_wrap=True)

@@ -1,0 +1,219 @@
+"""What all backends on diffusers pipelines share: loading, text encoding, decoding, LoRA files.
+
+The network and the autoencoder load on first use, and the text encoders only while they encode, so that the usual
+order (encode, then generate) never holds both.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from t2ialign import checkpoints
+from t2ialign.batching import split
+from t2ialign.conditioning import Conditioning
+from t2ialign.config import BackendConfig
+from t2ialign.contracts import Backend
+from t2ialign.diffusers_folder import open_checkpoint, read_json
+from t2ialign.embeds import EmbedsCache, Row, assemble
+from t2ialign.errors import UsageError
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+class DiffusersBackend(Backend):
+    """A pipeline of diffusers taken apart: encode, denoise, decode, each batched and differentiable.
+
+    Subclasses set the class attributes and ``info``, and write ``encode_batch`` and ``denoiser``.
+
+    Attributes:
+        pipeline_names: pipeline classes of ``model_index.json`` that the backend understands; the first one loads it.
+        text_components: sub-folders that only encoding needs.
+        trained_component: the network that LoRA adapts, "transformer" or "unet".
+        ragged: names of the ragged conditioning tensors -> names of their masks.
+        folder: the local checkpoint.
+    """
+
+    pipeline_names: ClassVar[tuple[str, ...]]
+    text_components: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
+    trained_component: ClassVar[str] = "transformer"
+    ragged: ClassVar[dict[str, str]] = {}
+    encode_micro_batch: ClassVar[int] = 8
+
+    def __init__(self, config: BackendConfig, device: torch.device | str = "cpu") -> None:
+        """Find and check the checkpoint; no weight is loaded yet.
+
+        Raises:
+            UsageError: the checkpoint is missing, incomplete or of another pipeline.
+        """
+        super().__init__(config, device)
+        parts = (*self.text_components, self.trained_component, "vae", "scheduler")
+        self.folder = open_checkpoint(config.checkpoint, config.revision, self.pipeline_names, parts)
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline without its text encoders, on the device, frozen; loaded on first use."""
+        dtypes = {self.trained_component: _dtype(self.config.dtype), "default": _dtype(self.stable_dtype)}
+        pipeline = self._load(dict.fromkeys(self.text_components), dtypes).to(self.device)
+        for module in (getattr(pipeline, self.trained_component), pipeline.vae):
+            module.eval().requires_grad_(False)
+        return pipeline
+
+    @property
+    def trainable(self) -> nn.Module:
+        return getattr(self.pipeline, self.trained_component)
+
+    @property
+    def stable_dtype(self) -> str:
+        """Dtype of text encoders and autoencoders, which overflow in float16."""
+        return "float32" if self.config.dtype == "float16" else self.config.dtype
+
+    def component_config(self, name: str) -> dict[str, Any]:
+        """``config.json`` of a component (``scheduler_config.json`` of the scheduler)."""
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        return read_json(self.folder / name / file)
+
+    # Text
+
+    @abstractmethod
+    def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
+        """Rows of a micro-batch of prompts, without padding; ``pipeline`` holds only the text components."""
+
+    def encoding(self) -> dict[str, Any]:
+        """JSON options of this backend that change an embedding."""
+        return {}
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        cache = EmbedsCache(
+            {
+                "pipeline": self.pipeline_names[0],
+                "encoder": checkpoints.fingerprint(self.folder, self.text_components),
+                "dtype": self.stable_dtype,
+                "options": self.encoding(),
+                "versions": {name: importlib.metadata.version(name) for name in ("diffusers", "transformers")},
+            }
+        )
+        return assemble(prompts, cache.fetch(prompts, self._encode_missing), self.ragged).to(self.device)
+
+    @torch.no_grad()
+    def _encode_missing(self, prompts: list[str]) -> Iterator[Row]:
+        """Load the text encoders, encode, and drop them; anything loaded before waits on the CPU meanwhile."""
+        with self._parked():
+            others = (self.trained_component, "vae")
+            pipeline = self._load(dict.fromkeys(others), {"default": _dtype(self.stable_dtype)}).to(self.device)
+            for part in split(len(prompts), self.encode_micro_batch):
+                yield from self.encode_batch(pipeline, prompts[part])
+            del pipeline
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @contextmanager
+    def _parked(self) -> Iterator[None]:
+        loaded = "pipeline" in self.__dict__
+        if loaded:
+            self.pipeline.to("cpu")
+        yield
+        if loaded:
+            self.pipeline.to(self.device)
+
+    # Images
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent cell along one axis."""
+        config = self.component_config("vae")
+        channels = config.get("encoder_block_out_channels") or config["block_out_channels"]
+        return 2 ** (len(channels) - 1)
+
+    def latent_side(self, default: int) -> int:
+        """Latent cells along one axis for ``config.image_size`` (``default`` where it is None).
+
+        Raises:
+            UsageError: the image size is no multiple of the autoencoder's factor.
+        """
+        size = self.config.image_size
+        if size is None:
+            return default
+        if size % self.vae_factor:
+            raise UsageError(f"backend.image_size = {size}: must be a multiple of {self.vae_factor}")
+        return size // self.vae_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        pixels = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    # LoRA
+
+    def load_lora(self, folder: Path) -> None:
+        """Load with the pipeline's own ``load_lora_weights``, and make sure that every tensor of the file was taken.
+
+        Raises:
+            UsageError: no LoRA file, or tensors that this network does not take (diffusers would only warn).
+        """
+        file = folder / LORA_FILE
+        if not file.is_file():
+            raise UsageError(f"no {LORA_FILE} in {folder}")
+        before = set(getattr(self.trainable, "peft_config", {}))
+        with safe_open(file, "pt") as stream:
+            names = list(stream.keys())
+        try:
+            self.pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise UsageError(f"{file}: diffusers cannot load this LoRA ({error})") from error
+        new = set(getattr(self.trainable, "peft_config", {})) - before
+        taken = sum(name.split(".")[-2] in new for name, _ in self.trainable.named_parameters())
+        if taken == 0 or taken != len(names):
+            raise UsageError(
+                f"{file}: {taken} of {len(names)} tensors fit {type(self.trainable).__name__}; names must be"
+                f" '{self.trained_component}.<module>.lora_A.weight' and '….lora_B.weight', not '{names[0]}'"
+            )
+
+    def snippet_source(self) -> str:
+        """Python expression for the checkpoint in a model card: its hub id or path, with no need of t2ialign."""
+        reference = self.config.checkpoint
+        if not reference.startswith("pkg:"):
+            return repr(reference)
+        package, _, inner = reference.removeprefix("pkg:").partition("/")
+        return f'str(importlib.resources.files("{package}") / "{inner}")'
+
+    def _load(self, absent: dict[str, None], dtypes: dict[str, torch.dtype]) -> Any:
+        with quiet_libraries():
+            import diffusers
+
+            pipeline_class = getattr(diffusers, self.pipeline_names[0])
+            return pipeline_class.from_pretrained(self.folder, dtype=dtypes, local_files_only=True, **absent)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside, diffusers and transformers show no progress bars and no notices below errors."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    levels = {module: module.get_verbosity() for module in (diffusers.utils.logging, transformers.utils.logging)}
+    for module in levels:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module, level in levels.items():
+            module.set_verbosity(level)
+            module.enable_progress_bar()
+
+
+def _dtype(name: str) -> torch.dtype:
+    return getattr(torch, name)

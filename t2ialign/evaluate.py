@@ -1,0 +1,197 @@
+"""Base against tuned on the same prompts and the same noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2ialign import files, images, seeding
+from t2ialign.batching import split
+from t2ialign.conditioning import Conditioning
+from t2ialign.contracts import Optimizer
+from t2ialign.problem import Problem
+
+Generate = Callable[[Conditioning, Sequence[int]], Tensor]
+Scores = dict[str, Tensor]
+PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Items:
+    """The evaluated images: one row per (prompt, image), prompt-major.
+
+    Seeds depend on the evaluation seed, the prompt's text and the image's number: neither on the run's seed nor on the
+    other prompts, so that any two runs can be compared image by image.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+    prompt_index: Tensor
+
+
+def items(problem: Problem) -> Items:
+    options = problem.spec.evaluation
+    prompts = problem.evaluation_prompts
+    return Items(
+        [prompt for prompt in prompts for _ in range(options.images_per_prompt)],
+        [
+            seeding.derive(options.seed, "evaluation", prompt, image)
+            for prompt in prompts
+            for image in range(options.images_per_prompt)
+        ],
+        torch.arange(len(prompts)).repeat_interleave(options.images_per_prompt),
+    )
+
+
+@torch.no_grad()
+def score(
+    problem: Problem,
+    generate: Generate,
+    wanted: Items,
+    folder: Path | None = None,
+    tick: Callable[[int], None] = lambda n: None,
+) -> Scores:
+    """Generate and score all items in micro-batches.
+
+    Args:
+        folder: where to write the images as PNG, if anywhere.
+        tick: called with the number of images done since the last call.
+
+    Returns:
+        name -> raw scores (images,), on the CPU.
+    """
+    conditioning = problem.backend.encode(list(dict.fromkeys(wanted.prompts)))
+    row_of = {prompt: row for row, prompt in enumerate(conditioning.prompts)}
+    parts: list[Scores] = []
+    for rows in split(len(wanted.prompts), problem.micro_batch):
+        prompts, seeds = wanted.prompts[rows], wanted.seeds[rows]
+        batch = generate(conditioning[[row_of[prompt] for prompt in prompts]], seeds)
+        parts.append({name: values.cpu() for name, values in problem.rewards.score(batch, prompts).items()})
+        if folder is not None:
+            for offset, image in enumerate(batch):
+                texts = {"prompt": prompts[offset], "seed": str(seeds[offset])}
+                images.save_png(image, folder / f"{rows.start + offset:05d}.png", texts)
+        tick(len(prompts))
+    return {name: torch.cat([part[name] for part in parts]) for name in problem.rewards.names}
+
+
+def summarise(scores: dict[str, Scores], prompt_index: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """``summary.json``: means per variant, and each further variant paired against the first.
+
+    Standard errors are taken over prompts (the images of one prompt are averaged first), since images of one prompt
+    are not independent.
+
+    Args:
+        scores: variant -> reward -> (images,); the first variant is the base.
+        prompt_index: prompt of each image.
+        names: rewards in the order of the table, the optimised ones first.
+    """
+    base, *others = scores
+    summary: dict[str, Any] = {"images": len(prompt_index), "prompts": int(prompt_index.max()) + 1}
+    summary["variants"] = {
+        variant: {
+            name: dict(zip(("mean", "se"), _mean_and_se(values[name], prompt_index), strict=True)) for name in names
+        }
+        for variant, values in scores.items()
+    }
+    summary["paired"] = {v: {n: _paired(scores[base][n], scores[v][n], prompt_index) for n in names} for v in others}
+    return summary
+
+
+def _paired(base: Tensor, other: Tensor, prompt_index: Tensor) -> dict[str, Any]:
+    difference, se = _mean_and_se(other - base, prompt_index)
+    wins = (other > base).double() + 0.5 * (other == base).double()
+    return {
+        "difference": difference,
+        "se": se,
+        "ci95": [difference - 1.96 * se, difference + 1.96 * se],
+        "win_rate": wins.mean().item(),
+    }
+
+
+def _mean_and_se(values: Tensor, prompt_index: Tensor) -> tuple[float, float]:
+    """Mean over images, standard error over prompts; images without a finite score are left out."""
+    valid = values.isfinite()
+    values, prompt_index = values[valid].double(), prompt_index[valid]
+    prompts = prompt_index.unique()
+    if len(prompts) == 0:
+        return 0.0, 0.0
+    means = torch.stack([values[prompt_index == prompt].mean() for prompt in prompts])
+    se = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return values.mean().item(), se
+
+
+def evaluate(
+    problem: Problem, optimizer: Optimizer, folder: Path, tick: Callable[[int], None] = lambda n: None
+) -> dict[str, Any]:
+    """Evaluate base and tuned and write ``folder``: images, per-image scores, pairs picture, summary.json, table.md."""
+    wanted = items(problem)
+
+    def base(conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        with problem.base():
+            return problem.generate(conditioning, seeds)
+
+    variants: dict[str, Generate] = {"base": base, "tuned": optimizer.generate}
+    scores: dict[str, Scores] = {}
+    with files.new_folder(folder) as new:
+        for name, generate in variants.items():
+            target = new / name if problem.spec.evaluation.save_images else None
+            if target:
+                target.mkdir()
+            scores[name] = score(problem, generate, wanted, target, tick)
+        summary = summarise(scores, wanted.prompt_index, problem.rewards.names)
+        files.write_json(new / "summary.json", summary)
+        (new / "table.md").write_text(table(summary), encoding="utf-8")
+        with (new / "scores.jsonl").open("w", encoding="utf-8") as stream:
+            for row, (prompt, seed) in enumerate(zip(wanted.prompts, wanted.seeds, strict=True)):
+                line: dict[str, Any] = {"prompt": prompt, "seed": seed}
+                line |= {v: {n: _number(s[n][row]) for n in problem.rewards.names} for v, s in scores.items()}
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        spread = torch.linspace(0, len(wanted.prompts) - 1, min(PAIRS, len(wanted.prompts))).long().tolist()
+        prompts, seeds = [wanted.prompts[i] for i in spread], [wanted.seeds[i] for i in spread]
+        conditioning = problem.backend.encode(prompts)
+        pair_rows = [generate(conditioning, seeds) for generate in variants.values()]
+        images.save_png(images.grid(pair_rows, prompts, list(variants)), new / "pairs.png")
+    return summary
+
+
+def _number(value: Tensor) -> float | None:
+    return value.item() if value.isfinite() else None
+
+
+def table_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """reward, base, tuned, difference (+- se), standard errors, win rate: one row per reward."""
+    rows = []
+    for variant, rewards in summary["paired"].items():
+        for name, paired in rewards.items():
+            base, tuned = summary["variants"]["base"][name], summary["variants"][variant][name]
+            z = f"{paired['difference'] / paired['se']:+.1f}" if paired["se"] else "-"
+            rows.append(
+                [
+                    name,
+                    f"{base['mean']:.4f} ± {base['se']:.4f}",
+                    f"{tuned['mean']:.4f} ± {tuned['se']:.4f}",
+                    f"{paired['difference']:+.4f} ± {paired['se']:.4f}",
+                    z,
+                    f"{paired['win_rate']:.0%}",
+                ]
+            )
+    return rows
+
+
+HEADER = ["reward", "base", "tuned", "difference", "in s.e.", "win rate"]
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The comparison as Markdown."""
+    lines = [HEADER, ["---"] * len(HEADER), *table_rows(summary)]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    counts = f"{summary['images']} images of {summary['prompts']} prompts, shared seeds"
+    return f"{text}\n\n{counts}; ± is one standard error over prompts.\n"

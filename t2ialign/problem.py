@@ -1,0 +1,160 @@
+"""The assembled run: backend, sampler, rewards and prompts wired together, and every seed they use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from t2ialign import distributed, prompts, seeding
+from t2ialign.batching import split, with_oom_retry
+from t2ialign.conditioning import Conditioning
+from t2ialign.contracts import Backend, Optimizer, Sampler
+from t2ialign.distributed import World
+from t2ialign.lora import Adapter
+from t2ialign.rewards import MixedReward, RewardMix
+from t2ialign.spec import Spec
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The prompts and images of one step, the same for everyone who looks at that step.
+
+    Attributes:
+        prompts: indices of the drawn prompts, distinct while there are enough.
+        conditioning: one row per image, prompt-major: the images of a prompt are neighbours.
+        seeds: one per image.
+        prompt_index: position in ``prompts`` of each image (rows,).
+    """
+
+    prompts: list[int]
+    conditioning: Conditioning
+    seeds: list[int]
+    prompt_index: Tensor
+
+
+@dataclass
+class Problem:
+    """Everything an optimizer works on.
+
+    Attributes:
+        prompts: the training prompts.
+        conditioning: their encodings, one row per prompt.
+        micro_batch: images per forward pass.
+    """
+
+    spec: Spec
+    backend: Backend
+    sampler: Sampler | None
+    rewards: RewardMix
+    prompts: list[str]
+    conditioning: Conditioning
+    device: torch.device
+    world: World = field(default_factory=World)
+    lora: Adapter | None = None
+
+    def __post_init__(self) -> None:
+        self.micro_batch = self.spec.run.micro_batch
+
+    @property
+    def adapter(self) -> Adapter:
+        """The attached LoRA; optimizers that require "lora" always have one."""
+        if self.lora is None:
+            raise RuntimeError("no LoRA is attached: the optimizer does not declare that it requires 'lora'")
+        return self.lora
+
+    def base(self) -> AbstractContextManager[None]:
+        """Context in which the backend is the frozen base model."""
+        return self.lora.disabled() if self.lora else nullcontext()
+
+    def draw(self, step: int) -> Batch:
+        """The prompts and seeds of a step, a function of (run seed, step) alone."""
+        seed, options = self.spec.run.seed, self.spec.prompts
+        chosen = seeding.choose(seeding.derive(seed, "prompts", step), len(self.prompts), options.per_step)
+        index = torch.arange(len(chosen)).repeat_interleave(options.images_per_prompt)
+        seeds = [
+            seeding.derive(seed, "image", step, position, image)
+            for position in range(len(chosen))
+            for image in range(options.images_per_prompt)
+        ]
+        return Batch(chosen, self.conditioning[torch.tensor(chosen)[index]], seeds, index.to(self.device))
+
+    def render(self, conditioning: Conditioning, seeds: Sequence[int], noise: Tensor | None = None) -> Tensor:
+        """Images in one pass, with gradients if they are enabled."""
+        return self.backend.generate(conditioning, seeds, self.sampler, noise)
+
+    @torch.no_grad()
+    def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        """Images (B, 3, H, W) in micro-batches, without gradients; a micro-batch that does not fit is halved."""
+
+        def run(micro_batch: int) -> Tensor:
+            rows = split(len(conditioning), micro_batch)
+            return torch.cat([self.render(conditioning[chunk], seeds[chunk]) for chunk in rows])
+
+        images, self.micro_batch = with_oom_retry(run, self.micro_batch)
+        return images
+
+    @cached_property
+    def evaluation_prompts(self) -> list[str]:
+        found = prompts.read(self.spec.evaluation_file())
+        return found[: self.spec.evaluation.limit]
+
+
+def assemble(spec: Spec, world: World | None = None, report: Callable[[str], None] = log.info) -> Problem:
+    """Load everything that a spec names.
+
+    Args:
+        spec: a validated spec.
+        world: this process among its peers.
+        report: called with one line before each stage that may take a while.
+
+    Raises:
+        UsageError: a checkpoint or a LoRA target is not usable.
+    """
+    device = distributed.device(spec.run.device)
+    report(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
+    backend: Backend = spec.backend.declaration.load()(spec.backend.config, device)
+    sampler = spec.sampler.declaration.load()(spec.sampler.config, device) if spec.sampler else None
+    training = prompts.read(spec.prompt_file())
+    report(f"encoding {len(training)} prompts")
+    problem = Problem(
+        spec, backend, sampler, RewardMix([]), training, backend.encode(training), device, world or World()
+    )
+    if spec.uses_lora:
+        report("attaching the LoRA")
+        problem.lora = attach_lora(problem)
+    report("loading rewards: " + ", ".join(reward.name for reward in spec.rewards))
+    problem.rewards = load_rewards(spec, device)
+    return problem
+
+
+def attach_lora(problem: Problem) -> Adapter:
+    """Attach the spec's LoRA; with init = "activations" generate some images to start A from."""
+    config, seed = problem.spec.backend_config, problem.spec.run.seed
+    adapter = Adapter(problem.backend.trainable, config.lora, config.lora.targets or config.lora_targets(), seed)
+    if config.lora.init == "activations":
+        count = min(config.lora.init_prompts, len(problem.prompts))
+        chosen = seeding.choose(seeding.derive(seed, "lora-prompts"), len(problem.prompts), count)
+        seeds = [seeding.derive(seed, "lora-image", position) for position in range(count)]
+        adapter.start_from_activations(lambda: problem.generate(problem.conditioning[chosen], seeds))
+    return adapter
+
+
+def load_rewards(spec: Spec, device: torch.device) -> RewardMix:
+    parts = [MixedReward(r.name, r.declaration.load()(r.config, device), r.mix) for r in spec.rewards]
+    return RewardMix(parts, drop_nonfinite=spec.run.nonfinite == "drop")
+
+
+def load_optimizer(problem: Problem) -> Optimizer:
+    """The spec's optimizer, set up on the problem."""
+    chosen = problem.spec.optimizer
+    optimizer: Optimizer = chosen.declaration.load()(chosen.config, problem.device)
+    optimizer.setup(problem)
+    return optimizer

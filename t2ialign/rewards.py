@@ -1,0 +1,140 @@
+"""The reward mix: score with every reward, normalise each, sum with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t2ialign.batching import split
+from t2ialign.config import RewardMixConfig
+from t2ialign.contracts import Reward
+from t2ialign.errors import RewardError
+
+
+@dataclass(frozen=True)
+class MixedReward:
+    """One reward of the mix, with its name, weight and normalisation."""
+
+    name: str
+    reward: Reward
+    mix: RewardMixConfig
+
+
+class RewardMix:
+    """Several rewards as one. Rewards of weight 0 are held-out diagnostics: scored and logged, never optimised."""
+
+    def __init__(self, rewards: Sequence[MixedReward], drop_nonfinite: bool = False) -> None:
+        self.rewards = list(rewards)
+        self.drop_nonfinite = drop_nonfinite
+
+    @property
+    def names(self) -> list[str]:
+        """All names, the optimised ones first."""
+        held_out = [r.name for r in self.rewards if r.mix.weight == 0]
+        return self.optimised + held_out
+
+    @property
+    def optimised(self) -> list[str]:
+        return [r.name for r in self.rewards if r.mix.weight != 0]
+
+    def score(
+        self, images: Tensor, prompts: Sequence[str], *, optimised_only: bool = False, micro_batch: int | None = None
+    ) -> dict[str, Tensor]:
+        """Raw scores by name, each float32 (B,). Gradients flow where a reward is differentiable.
+
+        Raises:
+            RewardError: a score is not finite and the spec does not say to drop such samples.
+        """
+        scores: dict[str, Tensor] = {}
+        for part in self.rewards:
+            if optimised_only and part.mix.weight == 0:
+                continue
+            chunks = [
+                part.reward.score(images[rows], list(prompts[rows]))
+                for rows in split(len(images), micro_batch or len(images))
+            ]
+            values = torch.cat(chunks).float()
+            if values.shape != (len(images),):
+                raise RewardError(f"reward '{part.name}' returned shape {tuple(values.shape)} for {len(images)} images")
+            self._check(part.name, values, images, prompts)
+            scores[part.name] = values
+        return scores
+
+    def _check(self, name: str, values: Tensor, images: Tensor, prompts: Sequence[str]) -> None:
+        if self.drop_nonfinite:
+            return
+        finite = values.detach().isfinite()
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
+            raise RewardError(
+                f"reward '{name}' is {values[row].item()} for prompt '{prompts[row]}'; look at the saved image, or set"
+                " run.nonfinite = 'drop' to leave such samples out",
+                image=images[row].detach(),
+            )
+
+    def combine(self, raw: dict[str, Tensor], prompt_index: Tensor | None = None) -> Tensor:
+        """Normalise and sum with weights: the number that is optimised.
+
+        Args:
+            raw: name -> scores, all of one shape; the whole statistical batch, not a micro-batch.
+            prompt_index: which prompt each score belongs to, broadcastable to that shape (for 'zscore-prompt').
+
+        Returns:
+            Combined reward, same shape; NaN where any optimised part is not finite.
+        """
+        total: Tensor | None = None
+        for part in self.rewards:
+            if part.mix.weight != 0:
+                term = part.mix.weight * normalise(raw[part.name], part.mix, prompt_index)
+                total = term if total is None else total + term
+        if total is None:
+            raise ValueError("the mix has no reward with a weight other than 0")
+        return total
+
+
+def normalise(scores: Tensor, mix: RewardMixConfig, prompt_index: Tensor | None = None) -> Tensor:
+    """One reward's normalisation over a batch of any shape; non-finite scores become NaN and count for nothing."""
+    scores = torch.where(scores.isfinite(), scores, torch.nan)
+    match mix.normalise:
+        case "range":
+            low, high = mix.range or [0.0, 1.0]
+            return (scores - low) / (high - low)
+        case "zscore":
+            return _zscore(scores)
+        case "zscore-prompt":
+            if prompt_index is None:
+                raise ValueError("normalise = 'zscore-prompt' needs the prompt of every score")
+            groups = prompt_index.to(scores.device).expand_as(scores)
+            result = torch.empty_like(scores)
+            for group in groups.unique():
+                result[groups == group] = _zscore(scores[groups == group])
+            return result
+        case "rank":
+            return _centred_ranks(scores)
+        case _:
+            return scores
+
+
+def _zscore(scores: Tensor) -> Tensor:
+    mean = scores.nanmean()
+    std = (scores - mean).square().nanmean().sqrt()
+    return (scores - mean) / (std + 1e-6)
+
+
+def _centred_ranks(scores: Tensor) -> Tensor:
+    """Ranks in [-0.5, 0.5], ties averaged; NaN stays NaN."""
+    flat = scores.flatten()
+    valid = ~flat.isnan()
+    values = flat[valid]
+    result = torch.full_like(flat, torch.nan)
+    if len(values) > 1:
+        ordered = values.sort().values
+        first = torch.searchsorted(ordered, values, side="left")
+        last = torch.searchsorted(ordered, values, side="right") - 1
+        result[valid] = (first + last) / 2 / (len(values) - 1) - 0.5
+    elif len(values):
+        result[valid] = 0.0
+    return result.view_as(scores)

@@ -1,0 +1,327 @@
+"""The spec: TOML in, one validated ``Spec`` out, or one ``SpecError`` with everything that is wrong. No torch."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from t2ialign import checkpoints, prompts
+from t2ialign.capabilities import capability_problems
+from t2ialign.config import (
+    CHECKPOINT,
+    BackendConfig,
+    Config,
+    EvaluationConfig,
+    OptimizerConfig,
+    PromptsConfig,
+    RewardMixConfig,
+    RunConfig,
+    SamplerConfig,
+    SamplesConfig,
+)
+from t2ialign.errors import SpecError, SpecProblem, UsageError
+from t2ialign.plugins import Declaration, Registry, nearest, registry
+from t2ialign.spec_errors import from_pydantic, show
+
+C = TypeVar("C", bound=Config)
+TABLES: dict[str, type[Config]] = {
+    "run": RunConfig,
+    "prompts": PromptsConfig,
+    "evaluation": EvaluationConfig,
+    "samples": SamplesConfig,
+}
+PARTS = ("backend", "sampler", "optimizer", "reward")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One part of a spec: what was registered, and its validated options."""
+
+    declaration: Declaration
+    config: Config
+
+    @property
+    def kind(self) -> str:
+        return self.declaration.kind
+
+    def provides(self) -> set[str]:
+        return set(self.declaration.provides) | self.config.provides()
+
+    def requires(self) -> dict[str, set[str]]:
+        combined = {role: set(words) for role, words in self.declaration.requires.items()}
+        for role, words in self.config.requires().items():
+            combined.setdefault(role, set()).update(words)
+        return combined
+
+
+@dataclass(frozen=True)
+class ChosenReward(Chosen):
+    """A reward with its place in the mix."""
+
+    mix: RewardMixConfig
+
+    @property
+    def name(self) -> str:
+        return self.mix.name or self.kind
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A complete, valid spec.
+
+    Attributes:
+        source: the file as the user named it.
+        folder: relative paths in the spec start here.
+    """
+
+    source: str
+    folder: Path
+    run: RunConfig
+    backend: Chosen
+    sampler: Chosen | None
+    optimizer: Chosen
+    rewards: tuple[ChosenReward, ...]
+    prompts: PromptsConfig
+    evaluation: EvaluationConfig
+    samples: SamplesConfig
+
+    @property
+    def backend_config(self) -> BackendConfig:
+        assert isinstance(self.backend.config, BackendConfig)
+        return self.backend.config
+
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        assert isinstance(self.optimizer.config, OptimizerConfig)
+        return self.optimizer.config
+
+    @property
+    def sampler_config(self) -> SamplerConfig:
+        return (
+            self.sampler.config if self.sampler and isinstance(self.sampler.config, SamplerConfig) else SamplerConfig()
+        )
+
+    @property
+    def name(self) -> str:
+        return self.run.name or Path(self.source).stem
+
+    @property
+    def uses_lora(self) -> bool:
+        return "lora" in self.optimizer.requires().get("backend", set())
+
+    def prompt_file(self) -> Path:
+        return _existing(self.prompts.file, self.folder)
+
+    def evaluation_file(self) -> Path:
+        return _existing(self.evaluation.prompts or self.prompts.file, self.folder)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read, override and validate a spec file.
+
+    Args:
+        path: the TOML file.
+        overrides: ``dotted.key=value`` texts; the right side is TOML, or a plain text where it is no TOML.
+
+    Raises:
+        UsageError: the file cannot be read or is no TOML.
+        SpecError: the content is wrong; names every problem.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"spec {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"spec {path} is not valid TOML: {error}") from error
+    for override in overrides:
+        apply_override(tree, override)
+    return parse(tree, str(path), path.resolve().parent)
+
+
+def parse(tree: dict[str, Any], source: str, folder: Path, parts: Registry | None = None) -> Spec:
+    """Validate a spec given as nested dicts; see ``load``."""
+    return _Parser(tree, source, folder, parts or registry()).parse()
+
+
+class _Parser:
+    """Collects problems instead of stopping at the first."""
+
+    def __init__(self, tree: dict[str, Any], source: str, folder: Path, parts: Registry) -> None:
+        self.tree, self.source, self.folder, self.parts = tree, source, folder, parts
+        self.problems: list[SpecProblem] = []
+
+    def parse(self) -> Spec:
+        known = [*TABLES, *PARTS]
+        for key in self.tree.keys() - set(known):
+            self._problem(key, "", f"unknown table; allowed: {', '.join(known)}.", nearest(key, known))
+
+        tables = {name: self._table(name, model) for name, model in TABLES.items()}
+        backend = self._part("backend", self.tree.get("backend"))
+        optimizer = self._part("optimizer", self.tree.get("optimizer"))
+        wants_sampler = backend is None or "denoiser" in backend.provides()
+        given = "sampler" in self.tree
+        sampler = self._part("sampler", self.tree.get("sampler")) if given or wants_sampler else None
+        rewards = self._rewards()
+        self._check_files(tables["prompts"], tables["evaluation"])
+        self.problems += capability_problems(backend, sampler, optimizer, rewards, self.parts)
+        if self.problems or backend is None or optimizer is None:
+            raise SpecError(self.source, self.problems)
+        return Spec(
+            self.source,
+            self.folder,
+            backend=backend,
+            sampler=sampler,
+            optimizer=optimizer,
+            rewards=tuple(rewards),
+            **tables,
+        )  # type: ignore[arg-type]
+
+    def _problem(self, key: str, value: str, allowed: str, suggestion: str = "") -> None:
+        self.problems.append(SpecProblem(key, value, allowed, suggestion))
+
+    def _table(self, name: str, model: type[Config]) -> Config | None:
+        table = self.tree.get(name, {})
+        if not isinstance(table, dict):
+            self._problem(name, show(table), "must be a table.")
+            return None
+        return self._validate(name, model, table)
+
+    def _validate(self, key: str, model: type[C], table: dict[str, Any]) -> C | None:
+        try:
+            config = model.model_validate(table)
+        except ValidationError as error:
+            self.problems += from_pydantic(key, model, error)
+            return None
+        return self._locate_checkpoints(key, config)
+
+    def _locate_checkpoints(self, key: str, config: C) -> C:
+        """Check every checkpoint reference, and make folders absolute so that the resolved spec works anywhere."""
+        update: dict[str, str] = {}
+        for name, field in type(config).model_fields.items():
+            if CHECKPOINT not in field.metadata:
+                continue
+            reference = getattr(config, name)
+            if wrong := checkpoints.check(reference, self.folder):
+                self._problem(f"{key}.{name}", show(reference), f"{wrong}.")
+            elif not reference.startswith("pkg:") and (found := checkpoints.local_path(reference, self.folder)):
+                update[name] = str(found)
+        return config.model_copy(update=update) if update else config
+
+    def _part(self, role: str, table: Any) -> Chosen | None:
+        found = self._declared(role, role, table)
+        if found is None:
+            return None
+        config = self._validate(role, found.config, {k: v for k, v in table.items() if k != "kind"})
+        return None if config is None else Chosen(found, config)
+
+    def _declared(self, role: str, key: str, table: Any) -> Declaration | None:
+        kinds = sorted(self.parts.parts[role])
+        if table is None:
+            self._problem(key, "", f"missing table; give it a kind: {', '.join(kinds)}.")
+        elif not isinstance(table, dict):
+            self._problem(key, show(table), "must be a table.")
+        elif not isinstance(table.get("kind"), str):
+            self._problem(
+                f"{key}.kind", show(table.get("kind")) if "kind" in table else "", f"must be one of {', '.join(kinds)}."
+            )
+        else:
+            kind = table["kind"]
+            try:
+                return self.parts.find(role, kind)
+            except UsageError as error:
+                self._problem(f"{key}.kind", show(kind), str(error), nearest(kind, kinds))
+        return None
+
+    def _rewards(self) -> list[ChosenReward]:
+        tables = self.tree.get("reward", [])
+        if not isinstance(tables, list) or not tables:
+            self._problem("reward", "", "needs at least one [[reward]] table.")
+            return []
+        chosen: list[ChosenReward] = []
+        before = len(self.problems)
+        for index, table in enumerate(tables):
+            key = f"reward[{index}]"
+            declared = self._declared("reward", key, table)
+            if declared is None:
+                continue
+            clash = set(declared.config.model_fields) & set(RewardMixConfig.model_fields)
+            own = {
+                k: v for k, v in table.items() if k != "kind" and (k not in RewardMixConfig.model_fields or k in clash)
+            }
+            shared = {k: v for k, v in table.items() if k in RewardMixConfig.model_fields}
+            mix = self._validate(key, RewardMixConfig, shared)
+            config = self._validate(key, declared.config, own)
+            if mix and config:
+                chosen.append(ChosenReward(declared, config, mix))
+        names = [reward.name for reward in chosen]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                self._problem(
+                    f"reward[{index}].name", show(name), "another reward has this name; give each its own 'name'."
+                )
+        if len(self.problems) == before and all(reward.mix.weight == 0 for reward in chosen):
+            self._problem("reward", "", "every weight is 0: at least one reward must be optimised.")
+        return chosen
+
+    def _check_files(self, training: Any, evaluation: Any) -> None:
+        for key, table, reference in (
+            ("prompts.file", training, training and training.file),
+            ("evaluation.prompts", evaluation, evaluation and evaluation.prompts),
+        ):
+            if table is None or reference is None:
+                continue
+            try:
+                prompts.read(_existing(reference, self.folder))
+            except UsageError as error:
+                self._problem(key, show(reference), f"{error}.")
+
+
+def _existing(reference: str, folder: Path) -> Path:
+    """A prompt file by ``pkg:`` reference or path.
+
+    Raises:
+        UsageError: there is none; names near ones.
+    """
+    path = checkpoints.local_path(reference, folder)
+    if path is not None and path.is_file():
+        return path
+    parent = (folder / reference).parent
+    siblings = [file.name for file in parent.iterdir() if file.is_file()] if parent.is_dir() else []
+    near = nearest(Path(reference).name, siblings)
+    raise UsageError(f"no such file below {folder}" + (f"; did you mean '{near}'?" if near else ""))
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one ``dotted.key=value`` in the tree; list items by index: ``reward.0.weight=2`` or ``reward[0].weight=2``.
+
+    Raises:
+        UsageError: no '=', or the key runs into something that is no table or list item.
+    """
+    key, equals, text = override.partition("=")
+    path = [part for part in re.split(r"[.\[\]]", key.strip()) if part]
+    if not equals or not path:
+        raise UsageError(f"--set {override}: write it as table.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    node: Any = tree
+    for part, follower in zip(path, [*path[1:], None], strict=True):
+        try:
+            if isinstance(node, list):
+                index = int(part)
+                if follower is None:
+                    node[index] = value
+                node = node[index]
+            elif follower is None:
+                node[part] = value
+            else:
+                node = node.setdefault(part, {})
+        except (ValueError, IndexError, AttributeError, TypeError) as error:
+            raise UsageError(f"--set {override}: '{part}' is no table, and no index of an existing list") from error
