@@ -1,0 +1,27 @@
+"""What the shapes world registers with t2ialign; imports no torch."""
+
+from __future__ import annotations
+
+import t2ialign
+from t2ialign.hookspecs import Register
+
+
+class ShapesRewardConfig(t2ialign.Config):
+    """The exact rewards have no options."""
+
+
+@t2ialign.hookimpl
+def t2ialign_rewards(register: Register) -> None:
+    """Register the exact judge of the shapes world, strict and graded."""
+    register(
+        "shapes-exact",
+        "t2ialign_shapes.rewards:ShapesExact",
+        config=ShapesRewardConfig,
+        summary="1 if a shapes-world picture shows all that its prompt says, else 0 (exact detector)",
+    )
+    register(
+        "shapes-graded",
+        "t2ialign_shapes.rewards:ShapesGraded",
+        config=ShapesRewardConfig,
+        summary="how far a shapes-world picture shows what its prompt says, 0 to 1 (exact detector)",
+    )

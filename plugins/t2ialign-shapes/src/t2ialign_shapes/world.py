@@ -1,0 +1,57 @@
+"""The canvas, the palette and the three shapes, shared by renderer and detector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from t2ialign_shapes.captions import BACKGROUNDS, COLORS, SHAPES
+
+SIZE = 32
+"""Side of the square canvas in pixels; pixel (row i, column j) is centred at (j + .5, i + .5)."""
+
+_RGB = {
+    "red": (220, 30, 30),
+    "green": (30, 170, 50),
+    "blue": (40, 70, 230),
+    "yellow": (240, 220, 30),
+    "purple": (150, 40, 180),
+    "cyan": (30, 210, 220),
+    "black": (15, 15, 15),
+    "white": (240, 240, 240),
+}
+OBJECT_RGB = torch.tensor([_RGB[name] for name in COLORS]) / 255
+"""Colours of objects, float32 [6, 3] in [0, 1], in the order of `captions.COLORS`."""
+BACKGROUND_RGB = torch.tensor([_RGB[name] for name in BACKGROUNDS]) / 255
+"""Colours of backgrounds, float32 [2, 3] in [0, 1], in the order of `captions.BACKGROUNDS`."""
+
+CIRCLE, SQUARE, TRIANGLE = range(len(SHAPES))
+
+
+def pixel_grid(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return x and y of every pixel centre, each float32 [SIZE, SIZE] in pixels."""
+    axis = torch.arange(SIZE, device=device) + 0.5
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return x, y
+
+
+def signed_distance(dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
+    """Distance of points to the outline of each shape, negative inside.
+
+    A shape of radius r is a circle of radius r, a square of half side 0.89 r, or a triangle with
+    its apex r above the centre and a base of width 2 r lying 0.8 r below it; areas are pi r^2,
+    (1.78 r)^2 and 1.8 r^2.
+
+    Args:
+        dx, dy: offset from the shape's centre in pixels, y downwards, any broadcastable shape.
+        radius: in pixels, broadcastable to the same shape.
+
+    Returns:
+        float [..., 3], one distance in pixels per shape of `captions.SHAPES`.
+    """
+    circle = torch.hypot(dx, dy) - radius
+    square = torch.maximum(dx.abs(), dy.abs()) - 0.89 * radius
+    # Unit normals of the two upper edges, which run from (0, -r) to (+-r, 0.8 r).
+    side = (1.8 * dx.abs() - (dy + radius)) / (1.8**2 + 1) ** 0.5
+    triangle = torch.maximum(dy - 0.8 * radius, side)
+    return torch.stack([circle, square, triangle], -1)
