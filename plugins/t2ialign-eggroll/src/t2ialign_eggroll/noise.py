@@ -1,0 +1,159 @@
+"""Perturbations of unit variance, regenerated from (seed, step, pair) and never stored for a whole population.
+
+EGGROLL (arXiv 2511.16652) perturbs a matrix W (a x b) by sigma E with E = U V^T / sqrt(k), U (a, k) and V (b, k)
+standard normal: every entry of E has mean 0 and variance 1, and E has rank at most k. Vectors get full-rank noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from t2ialign import seeding
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A stack of P perturbations E_p = u_p v_p^T of one parameter; 1 / sqrt(k) is folded into u.
+
+    Attributes:
+        u: (P, a, k).
+        v: (P, b, k).
+        shape: the parameter's shape; a kernel (a, c, h, w) counts as the matrix (a, c h w).
+    """
+
+    u: Tensor
+    v: Tensor
+    shape: torch.Size
+
+    def select(self, index: Tensor, factor: Tensor) -> LowRank:
+        """factor_i E_index[i] for every i: the members' own perturbations, sign and scale included."""
+        return LowRank(self.u[index] * factor[:, None, None], self.v[index], self.shape)
+
+    def dense(self) -> Tensor:
+        """(P, *shape)."""
+        return (self.u @ self.v.mT).reshape(-1, *self.shape)
+
+    def contract(self, weights: Tensor) -> Tensor:
+        """sum_p weights_p E_p as one product (a, P k)(P k, b); weights (P,)."""
+        return torch.tensordot(self.u * weights[:, None, None], self.v, dims=([0, 2], [0, 2])).reshape(self.shape)
+
+    def sign(self) -> LowRank:
+        """The variant that updates with the signs of the factors only."""
+        return LowRank(self.u.sign() / math.sqrt(self.u.shape[-1]), self.v.sign(), self.shape)
+
+
+@dataclass(frozen=True)
+class FullRank:
+    """A stack of P Gaussian perturbations of one parameter.
+
+    Attributes:
+        noise: (P, *shape).
+    """
+
+    noise: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.noise.shape[1:]
+
+    def select(self, index: Tensor, factor: Tensor) -> FullRank:
+        return FullRank(self.noise[index] * factor.view(-1, *[1] * len(self.shape)))
+
+    def dense(self) -> Tensor:
+        return self.noise
+
+    def contract(self, weights: Tensor) -> Tensor:
+        return torch.tensordot(weights, self.noise, dims=1)
+
+    def sign(self) -> FullRank:
+        return FullRank(self.noise.sign())
+
+
+Perturbation = LowRank | FullRank
+
+
+class Noise:
+    """The perturbations of a set of parameters, cut from one flat standard-normal draw per pair.
+
+    One draw per pair makes layers independent of each other, and any pair can be drawn again alone.
+
+    Args:
+        shapes: parameter name -> shape; the order is part of the definition.
+        rank: k of the low-rank form for parameters with two or more axes; None for full-rank noise everywhere.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], rank: int | None = 1) -> None:
+        if rank is not None and rank < 1:
+            raise ValueError(f"the noise rank must be at least 1, not {rank}")
+        self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
+        self.rank = rank
+        self.counts = {name: self._count(shape) for name, shape in self.shapes.items()}
+
+    def _count(self, shape: torch.Size) -> int:
+        if self.rank is None or len(shape) < 2:
+            return shape.numel()
+        return (shape[0] + shape[1:].numel()) * self.rank
+
+    @property
+    def size(self) -> int:
+        """Standard-normal numbers per pair."""
+        return sum(self.counts.values())
+
+    def draw(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Perturbation]:
+        """The perturbations of P pairs, float32; pair p depends on seeds[p] alone."""
+        flat = seeding.normal(seeds, (self.size,), device)
+        pieces = flat.split(list(self.counts.values()), dim=1)
+        return {name: self._cut(shape, part) for (name, shape), part in zip(self.shapes.items(), pieces, strict=True)}
+
+    def _cut(self, shape: torch.Size, flat: Tensor) -> Perturbation:
+        if self.rank is None or len(shape) < 2:
+            return FullRank(flat.view(-1, *shape))
+        u, v = flat.split([shape[0] * self.rank, shape[1:].numel() * self.rank], dim=1)
+        u = u.reshape(-1, shape[0], self.rank) / math.sqrt(self.rank)
+        return LowRank(u, v.reshape(-1, shape[1:].numel(), self.rank), shape)
+
+
+def pair_seeds(seed: int, step: int, pairs: Sequence[int]) -> list[int]:
+    """Seeds of the pairs' draws in one step."""
+    return [seeding.derive(seed, "perturbation", step, pair) for pair in pairs]
+
+
+@dataclass(frozen=True)
+class Members:
+    """Who is who in a population: member i is sign_i E_pair[i].
+
+    With ``antithetic`` members 2p and 2p + 1 are +E_p and -E_p, and the last member of an odd population is an
+    unpaired +E; without, every member has a pair number of its own.
+    """
+
+    count: int
+    antithetic: bool = True
+
+    @property
+    def pairs(self) -> int:
+        return (self.count + 1) // 2 if self.antithetic else self.count
+
+    def pair(self, members: slice, device: torch.device | str = "cpu") -> Tensor:
+        """Pair numbers (n,) of some members."""
+        index = torch.arange(self.count, device=device)[members]
+        return index // 2 if self.antithetic else index
+
+    def sign(self, members: slice, device: torch.device | str = "cpu") -> Tensor:
+        """Signs (n,), float32."""
+        index = torch.arange(self.count, device=device)[members]
+        return 1.0 - 2.0 * (index % 2) if self.antithetic else torch.ones(len(index), device=device)
+
+    def draw(
+        self, noise: Noise, seed: int, step: int, members: slice, device: torch.device | str = "cpu"
+    ) -> dict[str, Perturbation]:
+        """The signed perturbations of some members, each pair drawn once."""
+        pair = self.pair(members)
+        first, last = int(pair[0]), int(pair[-1])
+        drawn = noise.draw(pair_seeds(seed, step, range(first, last + 1)), device)
+        index, sign = (pair - first).to(device), self.sign(members, device)
+        return {name: perturbation.select(index, sign) for name, perturbation in drawn.items()}

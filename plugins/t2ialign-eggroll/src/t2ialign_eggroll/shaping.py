@@ -1,0 +1,183 @@
+"""Fitness shaping: from the scores of a population to the weights of its perturbations.
+
+Scores are (N, M): N members on M prompts, higher is better. A row of NaN marks a member that is left out; shaped
+fitness (N,) is NaN for every member that takes no part. All members see the same prompts and noise, so anything
+that is the same for all members of a prompt cancels in the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """Shaped fitness.
+
+    Attributes:
+        values: (N,), 0 for members that take no part.
+        used: bool (N,), the members that take part.
+        constant: bool scalar: nothing distinguishes the members, so there is no update.
+    """
+
+    values: Tensor
+    used: Tensor
+    constant: Tensor
+
+
+def shape(samples: Tensor, kind: str, *, group_size: int = 0, floor: float = 1e-3) -> Fitness:
+    """Shape the scores of one generation.
+
+    A missing sample (NaN or infinite) is replaced by the other members' mean on the same prompt and image, which
+    favours nobody; a member without any finite sample is left out.
+
+    Args:
+        samples: (N,), (N, prompts) or (N, prompts, images).
+        kind: a key of ``SHAPINGS``.
+        group_size: members per group of the two group forms, which compare only neighbours.
+        floor: smallest divisor of the antithetic form.
+
+    Raises:
+        ValueError: fewer than two members, or a population that groups do not divide.
+    """
+    count = len(samples)
+    if count < 2:
+        raise ValueError("a population needs at least 2 members: one member has nothing to be compared with")
+    if kind in GROUPED and (group_size < 2 or count % group_size):
+        raise ValueError(f"shaping '{kind}' needs a group_size of 2 or more that divides the population of {count}")
+    scores = prompt_scores(samples)
+    raw = SHAPINGS[kind](scores, group_size=group_size, floor=floor)
+    used = ~raw.isnan()
+    values = raw.nan_to_num(0.0)
+    return Fitness(values, used, (values == 0).all())
+
+
+def prompt_scores(samples: Tensor) -> Tensor:
+    """Mean over images, (N, M), missing samples filled in; members without a finite sample are rows of NaN.
+
+    Scores are relative to the first member's: an offset common to all cancels later, and equal scores become exact
+    zeros, which a mean over members would miss by a rounding error.
+    """
+    samples = samples.reshape(len(samples), 1) if samples.ndim == 1 else samples
+    finite = samples.isfinite()
+    known = torch.where(finite, samples, torch.nan)
+    filled = torch.where(finite, samples, known.nanmean(0))
+    alive = finite.flatten(1).any(1)
+    if filled.ndim == 3:
+        filled = filled.nanmean(2)
+    # A prompt on which nobody was scored says nothing about anybody.
+    filled = filled.nan_to_num(0.0)
+    return torch.where(alive[:, None], filled - filled[alive.int().argmax()], torch.nan)
+
+
+def zscore(scores: Tensor, **_: float) -> Tensor:
+    """(s - mean) / std of the members' means, unbiased std; 0 when the spread is below 1e-8."""
+    s = scores.mean(1)
+    spread = _variance(s, 0, unbiased=True).sqrt()
+    return torch.where(spread < 1e-8, 0 * s, (s - s.nanmean()) / (spread + 1e-8))
+
+
+def zscore_biased(scores: Tensor, **_: float) -> Tensor:
+    """(s - mean) / sqrt(var + 1e-5) with the population variance: the form of the authors' JAX code."""
+    s = scores.mean(1)
+    return (s - s.nanmean()) / (_variance(s, 0) + 1e-5).sqrt()
+
+
+def group_centred(scores: Tensor, *, group_size: int, **_: float) -> Tensor:
+    """Centred on the own group's mean, divided by the spread of all members (authors' JAX code)."""
+    s = scores.mean(1)
+    groups = s.view(-1, int(group_size))
+    centred = groups - groups.nanmean(1, keepdim=True)
+    return (centred / (_variance(s, 0) + 1e-5).sqrt()).flatten()
+
+
+def group_zscore(scores: Tensor, *, group_size: int, **_: float) -> Tensor:
+    """Standardised by the own group's mean and unbiased std (the form of eggroll-trainer)."""
+    groups = scores.mean(1).view(-1, int(group_size))
+    spread = _variance(groups, 1, unbiased=True).sqrt()
+    return ((groups - groups.nanmean(1, keepdim=True)) / (spread + 1e-8)).flatten()
+
+
+def prompt_centred(scores: Tensor, **_: float) -> Tensor:
+    """Mean over prompts of (S - prompt mean) / rms of all residuals.
+
+    A z-score would undo the division (upstream's ``promptnorm`` does); kept as it is, steps shrink when the prompts
+    disagree about who is better.
+    """
+    residual = scores - scores.nanmean(0)
+    return (residual / residual.square().nanmean().sqrt().clamp(min=1e-8)).mean(1)
+
+
+def prompt_zscore(scores: Tensor, **_: float) -> Tensor:
+    """Every prompt standardised by its own spread, averaged, standardised again: all prompts weigh the same.
+
+    A prompt on which the members do not differ counts 0.
+    """
+    residual = scores - scores.nanmean(0)
+    spread = _variance(scores, 0, unbiased=True).sqrt()
+    return zscore(torch.where(spread < 1e-8, 0 * residual, residual / (spread + 1e-8)))
+
+
+def centred_rank(scores: Tensor, **_: float) -> Tensor:
+    """rank / (N - 1) - 0.5 of the members' means, in [-0.5, 0.5]; ties share their mean rank."""
+    s = scores.mean(1)
+    known = s[~s.isnan()]
+    ordered = known.sort().values
+    below = torch.searchsorted(ordered, s)
+    upto = torch.searchsorted(ordered, s, right=True)
+    rank = (below + upto - 1) / 2
+    return torch.where(s.isnan(), s, rank / max(len(known) - 1, 1) - 0.5)
+
+
+def antithetic(scores: Tensor, *, floor: float, **_: float) -> Tensor:
+    """f(+E_p) = d_p / max(rms_p d, floor) and f(-E_p) = -f(+E_p), d_p = mean score of +E_p minus that of -E_p.
+
+    The floor keeps the step small when the differences are nothing but noise.
+    """
+    d = _differences(scores).mean(1)
+    return _mirrored(d / d.square().nanmean().sqrt().clamp(min=floor), len(scores))
+
+
+def antithetic_sign(scores: Tensor, **_: float) -> Tensor:
+    """f(+E_p) = mean over prompts of sign(S(+E_p) - S(-E_p)): blind to the size of differences."""
+    difference = _differences(scores)
+    sign = torch.where(difference.isnan(), difference, difference.sign())  # torch's sign of NaN is 0
+    return _mirrored(sign.mean(1), len(scores))
+
+
+def _differences(scores: Tensor) -> Tensor:
+    """(P, M), S(+E_p) - S(-E_p); the unpaired last member of an odd population is left out."""
+    paired = scores[: len(scores) // 2 * 2]
+    return paired[::2] - paired[1::2]
+
+
+def _mirrored(values: Tensor, count: int) -> Tensor:
+    """(N,) from one value per pair; NaN for an unpaired last member."""
+    fitness = values.new_full((count,), torch.nan)
+    fitness[: 2 * len(values)] = torch.stack([values, -values], 1).flatten()
+    return fitness
+
+
+def _variance(x: Tensor, dim: int, unbiased: bool = False) -> Tensor:
+    """Variance of the numbers that are not NaN, dimension kept."""
+    count = (~x.isnan()).sum(dim, keepdim=True) - int(unbiased)
+    return (x - x.nanmean(dim, keepdim=True)).square().nansum(dim, keepdim=True) / count.clamp(min=1)
+
+
+SHAPINGS: dict[str, Callable[..., Tensor]] = {
+    "zscore": zscore,
+    "zscore-biased": zscore_biased,
+    "group-centred": group_centred,
+    "group-zscore": group_zscore,
+    "prompt-centred": prompt_centred,
+    "prompt-zscore": prompt_zscore,
+    "centred-rank": centred_rank,
+    "antithetic": antithetic,
+    "antithetic-sign": antithetic_sign,
+}
+GROUPED = ("group-centred", "group-zscore")
+PAIRED = ("antithetic", "antithetic-sign")

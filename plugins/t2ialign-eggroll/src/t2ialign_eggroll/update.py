@@ -1,0 +1,123 @@
+"""From shaped fitness to new parameters: pseudo-gradient, solver step, caps, learning-rate schedule.
+
+With fitness f_i and member i at theta + sigma E_i, g = mean_i f_i E_i. The papers' codes scale g differently, so
+their learning rates are not interchangeable; the three scalings are named step rules:
+
+    upstream    sigma g              HyperscaleES_T2I
+    eggroll     sigma sqrt(N) g      the authors' JAX code, eggroll-trainer
+    textbook    g / sigma            the score-function estimator of grad E[F(theta + sigma E)]
+
+For SGD a rate a of the textbook rule equals a / sigma^2 upstream and a / (sigma^2 sqrt(N)) in the eggroll rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from t2ialign.batching import split
+from t2ialign_eggroll.noise import Members, Noise, pair_seeds
+from t2ialign_eggroll.shaping import Fitness
+
+#: Pairs whose noise is in memory at once during the update. Fixed, so that the sum does not depend on the micro-batch.
+PAIRS_PER_BLOCK = 32
+
+
+def step_scale(rule: str, sigma: float, population: int) -> float:
+    """What multiplies mean_i f_i E_i under a step rule."""
+    match rule:
+        case "upstream":
+            return sigma
+        case "eggroll":
+            return sigma * math.sqrt(population)
+        case "textbook":
+            return 1 / sigma
+    raise ValueError(f"unknown step rule '{rule}': upstream, eggroll or textbook")
+
+
+def pair_weights(fitness: Tensor, members: Members) -> Tensor:
+    """(P,): d_p = f(+E_p) - f(-E_p), or f of a member without a partner. sum_i f_i sign_i E_i = sum_p d_p E_p."""
+    everyone = slice(0, members.count)
+    weights = fitness.new_zeros(members.pairs)
+    return weights.index_add_(
+        0, members.pair(everyone, fitness.device), fitness * members.sign(everyone, fitness.device).to(fitness)
+    )
+
+
+def mean_perturbation(
+    noise: Noise, members: Members, fitness: Fitness, seed: int, step: int, *, sign_only: bool = False
+) -> dict[str, Tensor]:
+    """mean_i f_i E_i over the members that take part, per parameter: one contraction over pairs, drawn block by block.
+
+    Args:
+        sign_only: use the signs of the noise factors in place of the factors.
+    """
+    weights = pair_weights(fitness.values.float(), members) / fitness.used.sum().clamp(min=1)
+    total: dict[str, Tensor] = {}
+    for rows in split(members.pairs, PAIRS_PER_BLOCK):
+        drawn = noise.draw(pair_seeds(seed, step, range(members.pairs)[rows]), weights.device)
+        for name, perturbation in drawn.items():
+            part = (perturbation.sign() if sign_only else perturbation).contract(weights[rows])
+            total[name] = total[name] + part if name in total else part
+    return total
+
+
+@torch.no_grad()
+def ascend(
+    solver: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    direction: Mapping[str, Tensor],
+    max_step_norm: float | None = None,
+    max_norm: float | None = None,
+) -> Tensor:
+    """One solver step along ``direction``, then the cap on the step, then the cap on the norm.
+
+    Parameters without a direction have no gradient, so the solver leaves them alone, weight decay included.
+
+    Args:
+        max_step_norm: a longer step (L2 over all parameters with a direction) is shortened to this.
+        max_norm: parameters with a larger L2 norm are shrunk to this.
+
+    Returns:
+        L2 norm of the step that was made, after the caps.
+    """
+    moved = {name: parameters[name] for name in direction}
+    before = {name: p.detach().clone() for name, p in moved.items()}
+    for name, p in moved.items():
+        p.grad = -direction[name].to(p)
+    solver.step()
+    for p in moved.values():
+        p.grad = None
+    if max_step_norm is not None:
+        scale = _shrink(norm(p - before[name] for name, p in moved.items()), max_step_norm)
+        for name, p in moved.items():
+            p.copy_(before[name] + scale * (p - before[name]))
+    if max_norm is not None:
+        scale = _shrink(norm(moved.values()), max_norm)
+        for p in moved.values():
+            p.mul_(scale)
+    return norm(p - before[name] for name, p in moved.items())
+
+
+def norm(tensors: Iterable[Tensor]) -> Tensor:
+    """L2 norm over all entries of all tensors."""
+    return torch.stack([t.detach().float().square().sum() for t in tensors]).sum().sqrt()
+
+
+def _shrink(length: Tensor, limit: float) -> Tensor:
+    return torch.where(length > limit, limit / (length + 1e-8), torch.ones_like(length))
+
+
+def schedule(kind: str, progress: float, final_fraction: float) -> float:
+    """Factor of the learning rate at ``progress`` in [0, 1]: from 1 to ``final_fraction``."""
+    match kind:
+        case "constant":
+            return 1.0
+        case "linear":
+            return 1 + (final_fraction - 1) * progress
+        case "cosine":
+            return final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2
+    raise ValueError(f"unknown schedule '{kind}': constant, linear or cosine")

@@ -1,0 +1,167 @@
+"""The pure functions against what the upstream codes computed from the same draws."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from t2ialign_eggroll.noise import FullRank, LowRank, Members
+from t2ialign_eggroll.shaping import Fitness, shape
+from t2ialign_eggroll.update import ascend, pair_weights, step_scale
+
+FITNESS = {"rtol": 1e-4, "atol": 1e-4}
+EXACT = {"rtol": 2e-5, "atol": 2e-6}
+
+
+def low_rank(left, right):
+    """Unit factors (P, a, k), (P, b, k) as a stack of perturbations."""
+    return LowRank(left / math.sqrt(left.shape[-1]), right, torch.Size((left.shape[1], right.shape[1])))
+
+
+def fitness(values):
+    return Fitness(values, torch.ones(len(values), dtype=torch.bool), torch.tensor(False))
+
+
+def direction(perturbation, values, weights=None):
+    weights = values if weights is None else weights
+    return perturbation.contract(weights) / len(values)
+
+
+def sgd(parameters, lr):
+    return torch.optim.SGD(list(parameters.values()), lr=lr)
+
+
+# HyperscaleES_T2I stores the negative halves after the positive ones; ours are neighbours.
+def t2i_draws(block):
+    draws = {}
+    for index in range(3):
+        if f"A.{index}" in block:
+            draws[str(index)] = low_rank(block[f"A.{index}"], block[f"B.{index}"])
+        elif f"G.{index}" in block:
+            draws[str(index)] = FullRank(block[f"G.{index}"])
+    return draws
+
+
+@pytest.mark.parametrize("case", ["even_r1", "plain_r1"])
+def test_t2i_members(golden, case):
+    block = golden(f"t2i/{case}")
+    count, _, paired, _ = block["cfg"].tolist()
+    sigma = block["sigma_lrscale"][0].item()
+    index = torch.arange(count)
+    pair, sign = (index % 3, torch.where(index < 3, 1.0, -1.0)) if paired else (index, torch.ones(count))
+    eps = torch.cat([d.select(pair, sign).dense().flatten(1) for d in t2i_draws(block).values()], 1)
+    torch.testing.assert_close(eps, block["eps"], **EXACT)
+    torch.testing.assert_close(block["theta"] + sigma * eps, block["theta_pop"], **EXACT)
+
+
+@pytest.mark.parametrize("case", ["even_r1/upd", "even_r1/upd_mean", "plain_r1/upd"])
+def test_t2i_update(golden, case):
+    block, update = golden("t2i/" + case.split("/")[0]), golden(f"t2i/{case}")
+    count, _, paired, _ = block["cfg"].tolist()
+    sigma, lr = block["sigma_lrscale"].tolist()
+    max_step, max_norm = (cap or None for cap in update["caps"].tolist())
+
+    shaped = shape(update["S"], "zscore")
+    torch.testing.assert_close(shaped.values, update["fitness"], **FITNESS)
+    centred = shape(update["S"], "prompt-centred").values
+    torch.testing.assert_close(centred, update["scores_promptnorm"], **FITNESS)
+    # Upstream's promptnorm cancels: standardising the prompt-centred scores gives the plain z-score again.
+    torch.testing.assert_close(shape(centred, "zscore").values, update["fitness_from_mean"], **FITNESS)
+
+    interleaved = shaped.values.view(2, -1).T.flatten() if paired else shaped.values
+    weights = pair_weights(interleaved, Members(count, bool(paired)))
+    parameters, start, steps = {}, 0, {}
+    for name, draw in t2i_draws(block).items():
+        size = draw.shape.numel()
+        parameters[name] = nn.Parameter(block["theta"][start : start + size].view(draw.shape).clone())
+        steps[name] = step_scale("upstream", sigma, count) * direction(draw, shaped.values, weights)
+        start += size
+    ascend(sgd(parameters, lr), parameters, steps, max_step, max_norm)
+    theta = torch.cat([p.detach().flatten() for p in parameters.values()])
+    torch.testing.assert_close(theta, update["theta_capped"], rtol=1e-4, atol=1e-5)
+
+
+def test_t2i_constant_reward(golden):
+    block = golden("t2i/const")
+    shaped = shape(block["S"], "zscore")
+    assert torch.equal(shaped.values, block["fitness"])
+    assert shaped.constant
+
+
+@pytest.mark.parametrize("case", ["sgd_r1", "adamw_r2_group", "freeze_reuse"])
+def test_jax_update(golden, case):
+    block = golden(f"jax/{case}")
+    count, _, group_size, _, _, frozen = block["cfg"].tolist()
+    sigma, lr = block["sigma_lr"].tolist()
+    kind = "group-centred" if group_size else "zscore-biased"
+    shaped = shape(block["raw_scores"], kind, group_size=group_size)
+    torch.testing.assert_close(shaped.values, block["fitness"], **FITNESS)
+
+    scale = step_scale("eggroll", sigma, count)
+    signed = shaped.values * block["sign"]
+    noise = low_rank(block["A_unit"], block["B_unit"])
+    steps = {"W": scale * direction(noise, signed)}
+    torch.testing.assert_close(-steps["W"], block["grad_W"], **FITNESS)
+    torch.testing.assert_close(-scale * direction(noise.sign(), signed), block["alt_grad_W"], **FITNESS)
+    full_rank = FullRank(block["openes_noise_unit_W"])
+    torch.testing.assert_close(-scale * direction(full_rank, signed), block["openes_grad_W"], **FITNESS)
+    if not frozen:
+        steps["b"] = scale * direction(FullRank(block["b_noise_unit"]), signed)
+        torch.testing.assert_close(-steps["b"], block["grad_b"], **FITNESS)
+
+    # One draw per pair and the difference of the pair's fitness give the same direction.
+    weights = pair_weights(shaped.values, Members(count))
+    pairs = low_rank(block["A_unit"][::2], block["B_unit"][::2])
+    torch.testing.assert_close(scale * direction(pairs, shaped.values, weights), steps["W"], **FITNESS)
+
+    parameters = {name: nn.Parameter(block[name].clone()) for name in ("W", "b")}
+    solver = (
+        torch.optim.AdamW(list(parameters.values()), lr=lr, weight_decay=1e-4)
+        if case.startswith("adamw")
+        else sgd(parameters, lr)
+    )
+    ascend(solver, parameters, steps)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.data, block[f"{name}_new"], **FITNESS)
+        if frozen and name == "b":
+            assert torch.equal(parameter.data, block["b"])
+    if case.startswith("adamw"):
+        ascend(solver, parameters, steps)
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(parameter.data, block[f"{name}_new2"], **FITNESS)
+
+
+@pytest.mark.parametrize("case", ["r1", "r2_anti_group", "freeze"])
+def test_trainer_update(golden, case):
+    block = golden(f"trainer/{case}")
+    count, _, _, group_size, frozen, _, _ = block["cfg"].tolist()
+    lr, sigma = block["lr_sigma"].tolist()
+    shaped = shape(block["raw_scores"], "group-zscore" if group_size else "zscore", group_size=group_size)
+    torch.testing.assert_close(shaped.values, block["fitness"], **FITNESS)
+    for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"):
+        if f"{name}.A" in block:  # the recorded factor already holds the sign, sigma and 1 / sqrt(k)
+            noise = LowRank(block[f"{name}.A"] / sigma, block[f"{name}.B"], block[name].shape)
+        else:
+            noise = FullRank(block[f"{name}.pert"] / sigma)
+        members = block[name] + sigma * noise.dense()
+        torch.testing.assert_close(members, block[f"{name}.pop"], **EXACT)
+        if frozen and name.endswith("bias"):
+            continue
+        parameters = {name: nn.Parameter(block[name].clone())}
+        steps = {name: step_scale("eggroll", sigma, count) * direction(noise, shaped.values)}
+        ascend(sgd(parameters, lr), parameters, steps)
+        torch.testing.assert_close(parameters[name].data, block[f"{name}.new"], **FITNESS)
+
+
+def test_vanilla_update(golden):
+    """Their learning rate has no sigma: it is ours divided by sigma."""
+    block = golden("vanilla")
+    lr, sigma = block["lr_sigma"].tolist()
+    noise = FullRank(block["perturbations"])
+    torch.testing.assert_close(block["theta"] + sigma * noise.dense(), block["theta_pop"], **EXACT)
+    shaped = shape(block["raw_scores"], "zscore")
+    parameters = {"theta": nn.Parameter(block["theta"].clone())}
+    steps = {"theta": step_scale("upstream", sigma, 5) * direction(noise, shaped.values)}
+    ascend(sgd(parameters, lr / sigma), parameters, steps)
+    torch.testing.assert_close(parameters["theta"].data, block["theta_new"], **FITNESS)
