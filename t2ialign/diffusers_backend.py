@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from t2ialign import checkpoints
 from t2ialign.batching import split
 from t2ialign.conditioning import Conditioning
-from t2ialign.config import BackendConfig
 from t2ialign.contracts import Backend
+from t2ialign.diffusers_config import DiffusersConfig
 from t2ialign.diffusers_folder import open_checkpoint, read_json
 from t2ialign.embeds import EmbedsCache, Row, assemble
 from t2ialign.errors import UsageError
@@ -50,7 +50,7 @@ class DiffusersBackend(Backend):
     ragged: ClassVar[dict[str, str]] = {}
     encode_micro_batch: ClassVar[int] = 8
 
-    def __init__(self, config: BackendConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: DiffusersConfig, device: torch.device | str = "cpu") -> None:
         """Find and check the checkpoint; no weight is loaded yet.
 
         Raises:
@@ -63,10 +63,10 @@ class DiffusersBackend(Backend):
     @cached_property
     def pipeline(self) -> Any:
         """The diffusers pipeline without its text encoders, on the device, frozen; loaded on first use."""
-        dtypes = {self.trained_component: _dtype(self.config.dtype), "default": _dtype(self.stable_dtype)}
-        pipeline = self._load(dict.fromkeys(self.text_components), dtypes).to(self.device)
+        dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
+        pipeline = self._load(self.text_components, dtypes)
         for module in (getattr(pipeline, self.trained_component), pipeline.vae):
-            module.eval().requires_grad_(False)
+            module.to(self.device).eval().requires_grad_(False)
         return pipeline
 
     @property
@@ -79,8 +79,8 @@ class DiffusersBackend(Backend):
         return "float32" if self.config.dtype == "float16" else self.config.dtype
 
     def component_config(self, name: str) -> dict[str, Any]:
-        """``config.json`` of a component (``scheduler_config.json`` of the scheduler)."""
-        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        """The JSON settings of a component."""
+        file = f"{name}_config.json" if name in ("scheduler", "tokenizer") else "config.json"
         return read_json(self.folder / name / file)
 
     # Text
@@ -110,9 +110,11 @@ class DiffusersBackend(Backend):
         """Load the text encoders, encode, and drop them; anything loaded before waits on the CPU meanwhile."""
         with self._parked():
             others = (self.trained_component, "vae")
-            pipeline = self._load(dict.fromkeys(others), {"default": _dtype(self.stable_dtype)}).to(self.device)
+            pipeline = self._load(others, {"default": self.stable_dtype}).to(self.device)
             for part in split(len(prompts), self.encode_micro_batch):
-                yield from self.encode_batch(pipeline, prompts[part])
+                with quiet_libraries():
+                    rows = self.encode_batch(pipeline, prompts[part])
+                yield from rows
             del pipeline
             gc.collect()
             if self.device.type == "cuda":
@@ -120,12 +122,14 @@ class DiffusersBackend(Backend):
 
     @contextmanager
     def _parked(self) -> Iterator[None]:
-        loaded = "pipeline" in self.__dict__
-        if loaded:
-            self.pipeline.to("cpu")
-        yield
-        if loaded:
-            self.pipeline.to(self.device)
+        modules = [self.trainable, self.pipeline.vae] if "pipeline" in self.__dict__ else []
+        for module in modules:
+            module.to("cpu")
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.to(self.device)
 
     # Images
 
@@ -170,31 +174,46 @@ class DiffusersBackend(Backend):
         with safe_open(file, "pt") as stream:
             names = list(stream.keys())
         try:
-            self.pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+            with quiet_libraries():
+                self.pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
         except (ValueError, KeyError, RuntimeError) as error:
             raise UsageError(f"{file}: diffusers cannot load this LoRA ({error})") from error
         new = set(getattr(self.trainable, "peft_config", {})) - before
-        taken = sum(name.split(".")[-2] in new for name, _ in self.trainable.named_parameters())
+        taken = sum(not new.isdisjoint(name.split(".")) for name, _ in self.trainable.named_parameters())
         if taken == 0 or taken != len(names):
             raise UsageError(
                 f"{file}: {taken} of {len(names)} tensors fit {type(self.trainable).__name__}; names must be"
                 f" '{self.trained_component}.<module>.lora_A.weight' and '….lora_B.weight', not '{names[0]}'"
             )
 
-    def snippet_source(self) -> str:
-        """Python expression for the checkpoint in a model card: its hub id or path, with no need of t2ialign."""
+    def snippet_loading(self) -> str:
+        """First lines of a model card's code: the pipeline with the LoRA of the current folder; needs no t2ialign."""
         reference = self.config.checkpoint
-        if not reference.startswith("pkg:"):
-            return repr(reference)
-        package, _, inner = reference.removeprefix("pkg:").partition("/")
-        return f'str(importlib.resources.files("{package}") / "{inner}")'
+        imports, source = "import torch", repr(reference)
+        if reference.startswith("pkg:"):
+            package, _, inner = reference.removeprefix("pkg:").partition("/")
+            imports, source = (
+                "import importlib.resources\n\nimport torch",
+                f'importlib.resources.files("{package}") / "{inner}"',
+            )
+        return f"""\
+{imports}
+from diffusers import {self.info.pipeline}
 
-    def _load(self, absent: dict[str, None], dtypes: dict[str, torch.dtype]) -> Any:
+pipe = {self.info.pipeline}.from_pretrained({source}, dtype=torch.{self.config.dtype})
+pipe.load_lora_weights(".")  # the folder of this file"""
+
+    def _load(self, absent: Sequence[str], dtypes: dict[str, str]) -> Any:
+        """The pipeline without the components in ``absent``; ``dtypes`` by component."""
         with quiet_libraries():
             import diffusers
 
-            pipeline_class = getattr(diffusers, self.pipeline_names[0])
-            return pipeline_class.from_pretrained(self.folder, dtype=dtypes, local_files_only=True, **absent)
+            return getattr(diffusers, self.pipeline_names[0]).from_pretrained(
+                self.folder,
+                dtype={name: getattr(torch, dtype) for name, dtype in dtypes.items()},
+                local_files_only=True,
+                **dict.fromkeys(absent),
+            )
 
 
 @contextmanager
@@ -213,7 +232,3 @@ def quiet_libraries() -> Iterator[None]:
         for module, level in levels.items():
             module.set_verbosity(level)
             module.enable_progress_bar()
-
-
-def _dtype(name: str) -> torch.dtype:
-    return getattr(torch, name)

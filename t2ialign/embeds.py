@@ -62,10 +62,11 @@ class EmbedsCache:
                 rows in order. A generator that loads the encoder, and drops it at its end, keeps memory low.
             on_progress: called with (encoded so far, to encode).
         """
-        rows = {prompt: self._read(prompt) for prompt in dict.fromkeys(prompts)}
-        missing = [prompt for prompt, row in rows.items() if row is None]
+        distinct = list(dict.fromkeys(prompts))
+        rows = {prompt: row for prompt in distinct if (row := self._read(prompt)) is not None}
+        missing = [prompt for prompt in distinct if prompt not in rows]
         if missing:
-            log.info("encoding %d of %d prompts", len(missing), len(rows))
+            log.info("encoding %d of %d prompts", len(missing), len(distinct))
             for done, (prompt, row) in enumerate(zip(missing, encode_missing(missing), strict=True), start=1):
                 rows[prompt] = {name: tensor.detach().to("cpu").contiguous() for name, tensor in row.items()}
                 self._write(prompt, rows[prompt])

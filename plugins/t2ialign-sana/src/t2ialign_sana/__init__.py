@@ -1,0 +1,1 @@
+"""Sana Sprint for t2ialign."""

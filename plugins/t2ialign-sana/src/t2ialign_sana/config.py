@@ -1,0 +1,30 @@
+"""The spec's table for Sana Sprint; imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from t2ialign.config import Checkpoint
+from t2ialign.diffusers_config import DiffusersConfig
+
+
+class SanaSprintConfig(DiffusersConfig):
+    """``[backend]`` with ``kind = "sana-sprint"``."""
+
+    checkpoint: Checkpoint = Field(
+        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+        description="hub id, local folder, or 'pkg:<package>/<path>' of a SanaSprintPipeline",
+    )
+    guidance_scale: float = Field(
+        4.5, ge=0, description="distilled guidance: an input of the network, not a second forward pass"
+    )
+    max_sequence_length: int = Field(300, ge=1, description="prompt tokens kept, at most what the tokenizer allows")
+    complex_human_instruction: bool = Field(
+        True, description="put the pipeline's default instruction in front of every prompt, as a plain call does"
+    )
+
+    def lora_targets(self) -> list[str]:
+        return ["to_q", "to_k", "to_v", "to_out.0", "linear_1", "linear_2", "proj_out", "linear"]
+
+    def trainable_folder(self) -> str:
+        return "transformer"

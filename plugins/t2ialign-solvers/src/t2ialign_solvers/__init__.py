@@ -1,0 +1,1 @@
+"""Samplers for t2ialign: one code for VP, rectified-flow and TrigFlow models."""

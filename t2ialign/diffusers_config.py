@@ -1,0 +1,20 @@
+"""Options that every backend on a diffusers pipeline understands. Pure pydantic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from t2ialign.config import BackendConfig
+
+
+class DiffusersConfig(BackendConfig):
+    """``[backend]`` of a diffusers pipeline."""
+
+    vae_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="dtype of the autoencoder; default: the network's, but float32 beside a float16 network"
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="pixels per side, a multiple of the autoencoder's factor; default: as trained"
+    )
