@@ -1,0 +1,56 @@
+"""What all rewards with a network of their own share: lazy load, micro-batches, a place to rest."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from t2ialign.batching import split
+from t2ialign.contracts import Reward
+
+
+class NetworkReward(Reward):
+    """A reward that is a frozen network (images, prompts) -> (B,); its config is a ``NetworkConfig``.
+
+    Gradients flow to the images; the weights have none.
+    """
+
+    differentiable: ClassVar[bool] = True
+
+    @abstractmethod
+    def load(self) -> nn.Module:
+        """Build the network with its weights, on the CPU."""
+
+    @cached_property
+    def network(self) -> Any:
+        """The network, loaded on first use."""
+        # Weights made inside a caller's inference mode could never take part in a gradient afterwards.
+        with torch.inference_mode(False):
+            network = self.load().eval().requires_grad_(False)
+            return network.to("cpu" if self.config.offload else self.device)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        images = images.to(self.device)
+        run = self._on_device()
+        return torch.cat([run(images[rows], prompts[rows]) for rows in split(len(images), self.config.micro_batch)])
+
+    def _on_device(self) -> Callable[..., Tensor]:
+        """The network as a callable on this device.
+
+        Offloaded weights stay in CPU memory: the call works with copies, which live as long as a gradient needs them.
+        """
+        if not self.config.offload:
+            return self.network
+        tensors = chain(self.network.named_parameters(), self.network.named_buffers())
+        copies = {name: tensor.to(self.device) for name, tensor in tensors}
+        return partial(_call, self.network, copies)
+
+
+def _call(network: nn.Module, tensors: dict[str, Tensor], *arguments: Any) -> Tensor:
+    return torch.func.functional_call(network, tensors, arguments)

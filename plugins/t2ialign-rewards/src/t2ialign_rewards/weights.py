@@ -1,0 +1,103 @@
+"""Weights into transformers modules, strictly: no key may be missing, and none left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from t2ialign import checkpoints
+from t2ialign.errors import UsageError
+
+#: In order of preference; a repository that has safetensors is never asked for its pickles.
+_HUB_PATTERNS = (("*.json", "*.txt", "model*.safetensors"), ("pytorch_model*.bin",))
+
+
+def model_folder(reference: str, revision: str | None = None) -> Path:
+    """Local folder of a model in the transformers format, downloaded on first use.
+
+    Raises:
+        UsageError: it is no folder with a config.json and weights.
+    """
+    for patterns in _HUB_PATTERNS:
+        folder = checkpoints.resolve(reference, revision, patterns)
+        if any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
+            break
+    else:
+        raise UsageError(f"'{reference}' has no model.safetensors: is it a model in the transformers format?")
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"'{reference}' has no config.json: is it a model in the transformers format?")
+    return folder
+
+
+def from_folder(model_class: Any, config: Any, folder: Path, dtype: str, ignore: Iterable[str] = ()) -> Any:
+    """A model with the weights of its transformers folder.
+
+    Args:
+        ignore: beginnings of the keys that the model has no place for.
+    """
+    return _load(model_class, str(folder), None, config, dtype, str(folder), tuple(ignore))
+
+
+def from_state(model_class: Any, config: Any, state: Mapping[str, Tensor], dtype: str, source: str) -> Any:
+    """A model with the given weights, whose keys are the model's.
+
+    Args:
+        source: where the weights come from, for the error message.
+    """
+    return _load(model_class, None, dict(state), config, dtype, source, ())
+
+
+def _load(
+    model_class: Any,
+    folder: str | None,
+    state: dict[str, Tensor] | None,
+    config: Any,
+    dtype: str,
+    source: str,
+    ignore: tuple[str, ...],
+) -> Any:
+    try:
+        with _no_progress_bar():
+            model, report = model_class.from_pretrained(
+                folder, config=config, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"weights of {source} do not fit {model_class.__name__}: {error}") from error
+    unexpected = {key for key in report["unexpected_keys"] if not key.startswith(ignore or "\0")}
+    require_keys(source, report["missing_keys"], unexpected)
+    return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers' own bar and load report would tear a run's live display; ``require_keys`` reports instead."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def require_keys(source: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Complain about keys.
+
+    Raises:
+        UsageError: there are any; names the first few of each.
+    """
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})"
+        for what, keys in (("missing", sorted(missing)), ("unexpected", sorted(unexpected)))
+        if keys
+    ]
+    if problems:
+        raise UsageError(f"weights of {source}: {'; '.join(problems)}. Is this another model?")

@@ -1,0 +1,124 @@
+"""Tiny models with the golden weights, written to disk in the formats that the rewards read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Tensors and metadata of one golden file."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def below(self, prefix: str) -> dict[str, Tensor]:
+        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+    def images(self) -> Tensor:
+        """Images whose preprocessing gives the golden ``pixel_values``."""
+        return self["pixel_values"] * STD + MEAN
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Golden]:
+    def read(name: str) -> Golden:
+        with safe_open(GOLDEN / f"rewards_{name}.safetensors", "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no dict)
+            metadata = {key: _parsed(text) for key, text in (file.metadata() or {}).items()}
+        return Golden(tensors, metadata)
+
+    return read
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def write_tokenizer(folder: Path, size: int, limit: int, begin: int, end: int) -> None:
+    """A tokenizer whose word "t7" has id 7."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(size)}, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"t{begin} $A t{end}", special_tokens=[(f"t{begin}", begin), (f"t{end}", end)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="t0", eos_token=f"t{end}", pad_token=f"t{end}", model_max_length=limit
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def std() -> Tensor:
+    """Channel scale between gradients with respect to images and to pixel values."""
+    return STD
+
+
+@pytest.fixture(scope="session")
+def words() -> Callable[..., str]:
+    return _words
+
+
+def _words(ids: Sequence[int] | Tensor, end: int = 63) -> str:
+    """The prompt that ``write_tokenizer``'s tokenizer turns into these ids."""
+    inner = [int(i) for i in ids][1:]
+    return " ".join(f"t{i}" for i in inner[: inner.index(end)])
+
+
+def write_clip_base(folder: Path, sizes: dict[str, Any]) -> Path:
+    """config.json and tokenizer of a tiny CLIP, without weights."""
+    from transformers import CLIPConfig
+
+    tokens = {"bos_token_id": 62, "pad_token_id": 63}
+    CLIPConfig(
+        text_config=sizes["text"] | tokens, vision_config=sizes["vision"], projection_dim=sizes["projection_dim"]
+    ).save_pretrained(folder)
+    write_tokenizer(folder, sizes["text"]["vocab_size"], limit=16, begin=62, end=63)
+    return folder
+
+
+def _write_clip(folder: Path, weights: dict[str, Tensor], sizes: dict[str, Any]) -> Path:
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return write_clip_base(folder, sizes)
+
+
+@pytest.fixture(scope="session")
+def write_clip() -> Callable[..., Path]:
+    """Writes a CLIP model in the transformers format: (folder, weights, sizes) -> folder."""
+    return _write_clip
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory, golden: Callable[[str], Golden]) -> Path:
+    """The golden CLIP model."""
+    data = golden("clip")
+    return _write_clip(tmp_path_factory.mktemp("clip"), data.below("weights."), data.metadata["config_clip"])
+
+
+@pytest.fixture(scope="session")
+def pick_folder(tmp_path_factory: pytest.TempPathFactory, golden: Callable[[str], Golden]) -> Path:
+    """The golden PickScore model."""
+    data = golden("clip")
+    return _write_clip(tmp_path_factory.mktemp("pick"), data.below("pick_weights."), data.metadata["config_pick"])

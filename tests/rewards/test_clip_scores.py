@@ -1,0 +1,151 @@
+"""PickScore and CLIPScore against the golden vectors of their authors' code."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from t2ialign import UsageError
+from t2ialign_rewards.clip_scores import ClipScore, PickScore
+from t2ialign_rewards.config import (
+    ClipAestheticConfig,
+    ClipScoreConfig,
+    ClipTextConfig,
+    NoArtifactsConfig,
+    PickScoreConfig,
+)
+
+
+@pytest.fixture(scope="module")
+def data(golden):
+    return golden("clip")
+
+
+@pytest.fixture(scope="module")
+def prompts(data, words):
+    return [words(ids) for ids in data["input_ids"]]
+
+
+def clipscore(folder, **options):
+    return ClipScore(ClipScoreConfig(model=str(folder), **options))
+
+
+def pickscore(folder, **options):
+    return PickScore(PickScoreConfig(model=str(folder), **options))
+
+
+def test_embeddings(data, clip_folder, prompts):
+    tower = clipscore(clip_folder).network
+    features = torch.nn.functional.normalize(data["image_features"], dim=-1)
+    torch.testing.assert_close(tower.image_embeds(data.images()), features, atol=1e-5, rtol=0)
+    features = torch.nn.functional.normalize(data["text_features"], dim=-1)
+    torch.testing.assert_close(tower.text_embeds(prompts), features, atol=1e-5, rtol=0)
+
+
+def test_pickscore(data, clip_folder, prompts):
+    reward = pickscore(clip_folder)
+    torch.testing.assert_close(reward.score(data.images(), prompts), data["pickscore.paired"], atol=1e-4, rtol=0)
+    for row, prompt in enumerate(prompts):
+        scores = reward.score(data.images(), [prompt] * 3)
+        torch.testing.assert_close(scores, data["pickscore.matrix_text_by_image"][row], atol=1e-4, rtol=0)
+        torch.testing.assert_close(scores.softmax(0), data["pickscore.softmax_over_images"][row], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "kind", "constant"), [("clip", clipscore, 100), ("pickscore", pickscore, 30)])
+def test_gradient_reaches_the_pixels(data, clip_folder, prompts, std, name, kind, constant):
+    images = data.images().requires_grad_()
+    loss = constant - kind(clip_folder).score(images, prompts)
+    torch.testing.assert_close(loss.detach(), data[f"reno.{name}_loss"], atol=1e-4, rtol=0)
+    (gradient,) = torch.autograd.grad(loss.sum(), images)
+    torch.testing.assert_close(gradient * std, data[f"reno.{name}_loss_grad"], atol=1e-5, rtol=1e-4)
+
+
+def test_hyperscale_rewards(data, clip_folder, pick_folder, prompts):
+    """The three texts are given as prompts here, since the tiny vocabulary has no English."""
+    images, model = data.images(), {"model": str(clip_folder)}
+    rewards = {
+        "clip_aesthetic": ClipScore(ClipAestheticConfig(**model, text=prompts[0])),
+        "clip_text": ClipScore(ClipTextConfig(**model)),
+        "no_artifacts": ClipScore(NoArtifactsConfig(**model, text=prompts[2])),
+        "pickscore": pickscore(pick_folder),
+    }
+    scores = {name: reward.score(images, [prompts[1]] * 3) for name, reward in rewards.items()}
+    for name, values in scores.items():
+        tolerance = 1e-4 if name == "pickscore" else 1e-5
+        torch.testing.assert_close(values, data[f"hyperscale.per_image.{name}"], atol=tolerance, rtol=0)
+        for mix in ("w4", "w3"):
+            torch.testing.assert_close(values.mean(), data[f"hyperscale.{mix}.{name}"], atol=tolerance, rtol=0)
+    weights = {"clip_aesthetic": 0.3, "clip_text": 0.3, "no_artifacts": 0.2, "pickscore": 0.2}
+    combined = sum(weight * scores[name] for name, weight in weights.items())
+    torch.testing.assert_close(combined, data["hyperscale.per_image.combined"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"scale": 1.0}, lambda cos: cos),
+        ({"scale": 0.5, "offset": 0.5}, lambda cos: (cos + 1) / 2),
+        ({"scale": 100.0, "minimum": 0.0}, lambda cos: (100 * cos).clamp(min=0)),
+        ({"scale": 2.5, "minimum": 0.0}, lambda cos: 2.5 * cos.clamp(min=0)),
+    ],
+)
+def test_definitions_of_clipscore(data, clip_folder, prompts, options, expected):
+    images = data.images()
+    mixed = [prompts[0], prompts[0], prompts[2]]
+    features = [torch.nn.functional.normalize(data[f"{side}_features"], dim=-1) for side in ("image", "text")]
+    cosine = (features[0] * features[1][[0, 0, 2]]).sum(-1)
+    scores = clipscore(clip_folder, **options).score(images, mixed)
+    torch.testing.assert_close(scores, expected(cosine), atol=1e-4, rtol=0)
+
+
+def test_long_prompt_is_cut_with_one_warning(data, clip_folder, caplog):
+    reward = clipscore(clip_folder, revision="long")  # a tower of its own, so that no other test took the warning
+    long = " ".join(f"t{3 + i}" for i in range(40))
+    cut = " ".join(f"t{3 + i}" for i in range(14))
+    image = data.images()[:1]
+    with caplog.at_level(logging.WARNING, "t2ialign_rewards.text"):
+        scores = [reward.score(image, [text]) for text in (long, f"{long} t9", cut)]
+    torch.testing.assert_close(scores[0], scores[2], atol=0, rtol=0)
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "a prompt of 42 tokens is cut to the model's 16, here and in future"
+    ]
+
+
+def test_prompts_are_encoded_once(data, clip_folder, prompts):
+    tower = clipscore(clip_folder, revision="count").network
+    calls = []
+    tower.text_model.register_forward_hook(lambda *_: calls.append(1))
+    for _ in range(3):
+        tower.text_embeds([prompts[0], prompts[1], prompts[0]])
+    assert len(calls) == 2
+
+
+def test_rewards_of_one_model_share_its_weights(clip_folder):
+    first = clipscore(clip_folder)
+    second = ClipScore(NoArtifactsConfig(model=str(clip_folder), micro_batch=3))
+    assert first.network is second.network
+    assert clipscore(clip_folder, dtype="bfloat16").network is not first.network
+
+
+def test_scores_after_inference_mode_have_gradients(data, clip_folder, prompts):
+    reward = clipscore(clip_folder, revision="inference")
+    with torch.inference_mode():
+        reward.score(data.images(), prompts)
+    images = data.images().requires_grad_()
+    reward.score(images, prompts).sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_missing_and_left_over_weights_are_reported(data, tmp_path, write_clip):
+    weights = data.below("weights.")
+    weights["text_model.extra"] = weights.pop("text_projection.weight")
+    folder = write_clip(tmp_path, weights, data.metadata["config_clip"])
+    with pytest.raises(UsageError, match=r"1 missing \(text_projection.weight\); 1 unexpected \(text_model.extra\)"):
+        clipscore(folder).score(torch.rand(1, 3, 32, 32), ["t5"])
+
+
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(UsageError, match=r"no model\.safetensors"):
+        clipscore(tmp_path).score(torch.rand(1, 3, 32, 32), ["t5"])
