@@ -16,12 +16,9 @@ itself, and does nothing if it is already complete. A killed run continues where
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 STAGES = ("autoencoder", "sprint", "washed", "clip", "reward", "package")
 

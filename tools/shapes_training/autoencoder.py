@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderDC
-from t2ialign_shapes import detector
-from t2ialign_shapes.captions import Caption
-from t2ialign_shapes.layout import sample_layout
-from t2ialign_shapes.render import render
 from torch import Tensor
 
 from shapes_training.data import draw_captions
 from shapes_training.loop import Recipe, Stage, generator_for, train
 from shapes_training.models import build_autoencoder
+from t2ialign_shapes import detector
+from t2ialign_shapes.captions import Caption
+from t2ialign_shapes.layout import sample_layout
+from t2ialign_shapes.render import render
 
 RECIPE = Recipe(
     steps=1200, batch=64, learning_rate=3e-3, weight_decay=1e-4, warmup=50, evaluate_every=300

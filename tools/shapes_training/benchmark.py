@@ -8,8 +8,6 @@ from itertools import cycle, islice
 
 import torch
 from diffusers import AutoencoderDC
-from t2ialign_shapes import detector
-from t2ialign_shapes.captions import FAMILIES, Caption
 from torch import Tensor
 
 from shapes_training.autoencoder import decode
@@ -17,6 +15,11 @@ from shapes_training.data import draw_noise
 from shapes_training.loop import generator_for
 from shapes_training.models import SanaSprint
 from shapes_training.prompts import benchmark_captions
+from t2ialign_shapes import detector
+from t2ialign_shapes.captions import FAMILIES, Caption
+
+CHUNK = 64
+"""Images per forward pass."""
 
 
 @torch.no_grad()
@@ -24,8 +27,9 @@ def generate(
     model: SanaSprint, autoencoder: AutoencoderDC, prompts: list[str], noise: Tensor
 ) -> Tensor:
     """One-step images [B, 3, 32, 32] in [0, 1]."""
-    chunks = zip(noise.split(64), (prompts[i : i + 64] for i in range(0, len(prompts), 64)))
-    return torch.cat([decode(autoencoder, model(part, texts)) for part, texts in chunks])
+    starts = range(0, len(prompts), CHUNK)
+    chunks = (model(noise[i : i + CHUNK], prompts[i : i + CHUNK]) for i in starts)
+    return torch.cat([decode(autoencoder, latents) for latents in chunks])
 
 
 def benchmark_images(
@@ -48,9 +52,7 @@ def score_generator(
 ) -> dict:
     """Accuracy and graded score on the benchmark; see `benchmark_images` and `summarize`."""
     captions, images = benchmark_images(model, autoencoder, per_family, seed)
-    return summarize(
-        captions, detector.check(images, captions), detector.graded(images, captions)
-    )
+    return summarize(captions, detector.check(images, captions), detector.graded(images, captions))
 
 
 def summarize(captions: list[Caption], right: Tensor, grade: Tensor) -> dict:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
 import torch
-from t2ialign_shapes import judge
-from t2ialign_shapes.captions import COLORS, FAMILIES, SHAPES, Caption, hard_negative, sample
-from t2ialign_shapes.layout import Layout, sample_layout
-from t2ialign_shapes.render import coverage, render
-from t2ialign_shapes.tokenizer import build_tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, softplus
 
 from shapes_training.data import draw_captions
 from shapes_training.loop import Recipe, Stage, generator_for, train
 from shapes_training.models import build_clip
+from t2ialign_shapes import judge
+from t2ialign_shapes.captions import COLORS, FAMILIES, SHAPES, Caption, hard_negative, sample
+from t2ialign_shapes.layout import Layout, sample_layout
+from t2ialign_shapes.render import coverage, render
+from t2ialign_shapes.tokenizer import build_tokenizer
 
 RECIPE = Recipe(
     steps=1200,
@@ -52,7 +53,7 @@ class ShapesClip(nn.Module):
         hidden = self.clip.vision_model(pixel_values=2 * images - 1)
         embeds = self.clip.visual_projection(hidden.pooler_output)
         patches = self.patch_head(hidden.last_hidden_state[:, 1:])
-        side = self.clip.config.vision_config.image_size // self.clip.config.vision_config.patch_size
+        side = math.isqrt(patches.shape[1])
         return unit(embeds), patches.movedim(-1, 1).unflatten(2, (side, side))
 
     def embed_texts(self, prompts: list[str]) -> Tensor:
@@ -119,10 +120,8 @@ def evaluate(model: ShapesClip, per_family: int = 200) -> dict[str, float]:
         captions = [sample(rng, family) for _ in range(per_family)]
         images = render(sample_layout(captions, generator))
         wrong = negatives(captions, generator)
-        ahead = model.score(images, list(map(str, captions))) > model.score(
-            images, list(map(str, wrong))
-        )
-        result[family] = round(ahead.float().mean().item(), 4)
+        own, other = (model.score(images, [str(c) for c in texts]) for texts in (captions, wrong))
+        result[family] = round((own > other).float().mean().item(), 4)
     return result
 
 

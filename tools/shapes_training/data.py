@@ -6,6 +6,10 @@ import random
 from functools import cache
 
 import torch
+from torch import Tensor
+
+from shapes_training.loop import generator_for
+from shapes_training.models import LATENT_CHANNELS, LATENT_SIZE
 from t2ialign_shapes.captions import COLORS, Caption, sample
 from t2ialign_shapes.layout import (
     CANONICAL_COLOR,
@@ -16,10 +20,6 @@ from t2ialign_shapes.layout import (
     sample_centers,
 )
 from t2ialign_shapes.world import SIZE
-from torch import Tensor
-
-from shapes_training.loop import generator_for
-from shapes_training.models import LATENT_CHANNELS, LATENT_SIZE
 
 LIBRARY_SIZE = 768
 BUMP_WIDTH = 5.0

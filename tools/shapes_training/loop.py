@@ -161,7 +161,7 @@ def _evaluate(stage: Stage, weights: list, average: list | None, done: int, spen
 
 def _swap(weights: list[nn.Parameter], average: list[Tensor]) -> None:
     """Exchange the trained weights and their running average in place."""
-    for weight, mean in zip(weights, average):
+    for weight, mean in zip(weights, average, strict=True):
         kept = weight.detach().clone()
         weight.data.copy_(mean)
         mean.copy_(kept)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderDC, SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
-from t2ialign_shapes.tokenizer import BOS, EOS, MAX_LENGTH, PAD, VOCABULARY, build_tokenizer
 from torch import Tensor, nn
 from transformers import (
     CLIPConfig,
@@ -17,6 +16,7 @@ from transformers import (
 )
 
 from shapes_training.workdir import read_tensors, write_tensors
+from t2ialign_shapes.tokenizer import BOS, EOS, MAX_LENGTH, PAD, VOCABULARY, build_tokenizer
 
 LATENT_CHANNELS = 8
 LATENT_SIZE = 8

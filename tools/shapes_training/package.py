@@ -1,6 +1,6 @@
-"""Stage 6: write checkpoints, prompts and model cards into the plugin, and measure what was written.
+"""Stage 6: write checkpoints, prompts and model cards into the plugin.
 
-All figures of a card come from the files that are shipped, loaded as a user loads them.
+Figures are measured on the files that are shipped, loaded as a user loads them.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ def _write_clip(work: Path, checkpoints: Path) -> None:
     shipped = ShapesClip()
     shipped.clip = CLIPModel.from_pretrained(folder)
     shipped.eval()
+    bases = {name: load_base(checkpoints / name) for name in BASES}
     figures = {
-        "agreement": {name: reward.evaluate(shipped, *load_base(checkpoints / name)) for name in BASES},
+        "agreement": {name: reward.evaluate(shipped, *base) for name, base in bases.items()},
         "agreement_before_tuning": read_json(work / "reward" / "agreement.json")["before"],
         "clean_renders": clip.evaluate(shipped),
         "parameters": count_parameters(shipped.clip),

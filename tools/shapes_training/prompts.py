@@ -6,13 +6,12 @@ import json
 import random
 from pathlib import Path
 
-from t2ialign_shapes.captions import FAMILIES, Caption, enumerate_captions
-
 from shapes_training.loop import derive_seed
 from shapes_training.workdir import write_text
+from t2ialign_shapes.captions import FAMILIES, Caption, enumerate_captions
 
-TRAIN_COUNTS = dict(zip(FAMILIES, (6, 12, 30, 24, 36, 36)))
-HELDOUT_COUNTS = dict(zip(FAMILIES, (3, 6, 45, 30, 51, 54)))
+TRAIN_COUNTS = dict(zip(FAMILIES, (6, 12, 30, 24, 36, 36), strict=True))
+HELDOUT_COUNTS = dict(zip(FAMILIES, (3, 6, 45, 30, 51, 54), strict=True))
 """Prompts per family. Together they use up the families with few captions, and share none."""
 
 BENCHMARK_PER_FAMILY = 40
@@ -57,7 +56,8 @@ def metadata(caption: Caption) -> dict:
 
 def write_prompts(folder: Path) -> None:
     """Write ``train.txt``, ``heldout.txt`` and ``benchmark.jsonl``."""
-    for name, captions in zip(("train", "heldout"), split_captions()):
+    train, heldout = split_captions()
+    for name, captions in {"train": train, "heldout": heldout}.items():
         write_text(folder / f"{name}.txt", "".join(f"{caption}\n" for caption in captions))
     lines = (json.dumps(metadata(caption)) + "\n" for caption in benchmark_captions())
     write_text(folder / "benchmark.jsonl", "".join(lines))

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderDC
-from t2ialign_shapes import detector, judge
-from t2ialign_shapes.captions import FAMILIES, Caption
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -25,6 +23,8 @@ from shapes_training.data import draw_captions, draw_noise
 from shapes_training.loop import Recipe, Stage, train
 from shapes_training.models import SanaSprint
 from shapes_training.workdir import read_tensors, write_json
+from t2ialign_shapes import detector, judge
+from t2ialign_shapes.captions import FAMILIES, Caption
 
 RECIPE = Recipe(
     steps=500, batch=64, learning_rate=4e-4, betas=(0.9, 0.98), weight_decay=0.02, warmup=20

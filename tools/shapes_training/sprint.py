@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderDC
-from t2ialign_shapes.layout import Layout
-from t2ialign_shapes.render import render
 from torch import Tensor
 
 from shapes_training.autoencoder import encode
@@ -21,6 +19,8 @@ from shapes_training.data import couple, draw_captions, draw_noise
 from shapes_training.loop import Recipe, Stage, train
 from shapes_training.models import SanaSprint
 from shapes_training.workdir import read_tensors
+from t2ialign_shapes.layout import Layout
+from t2ialign_shapes.render import render
 
 RECIPE = Recipe(
     steps=10_000, batch=64, learning_rate=2e-3, warmup=100, ema=0.998, evaluate_every=600
@@ -61,7 +61,9 @@ def run(work: Path, autoencoder: AutoencoderDC, recipe: Recipe = RECIPE) -> Sana
     return _train("sprint", work, SanaSprint(), autoencoder, fade=False, recipe=recipe)
 
 
-def run_washed(work: Path, autoencoder: AutoencoderDC, recipe: Recipe = WASHED_RECIPE) -> SanaSprint:
+def run_washed(
+    work: Path, autoencoder: AutoencoderDC, recipe: Recipe = WASHED_RECIPE
+) -> SanaSprint:
     """Continue the clean generator on faded pictures, or load the trained one."""
     model = SanaSprint()
     model.load_state_dict(read_tensors(work / "sprint" / "final.safetensors"))

@@ -108,8 +108,8 @@ def parse(text: str) -> Caption:
     words = [first] if joint is None else [first, (word, color, shape, plural)]
     things = tuple(Thing(shape, color, _COUNTS[word]) for word, color, shape, _ in words)
     caption = Caption(things, None if joint in (None, "and") else joint, background)
-    agrees = all((thing.count > 1) == (plural == "s") for thing, (*_, plural) in zip(things, words))
-    if not agrees or not _is_valid(caption):
+    plurals = [plural == "s" for *_, plural in words]
+    if plurals != [thing.count > 1 for thing in things] or not _is_valid(caption):
         raise ValueError(f"not a caption of the shapes world: {text!r}")
     return caption
 
@@ -128,8 +128,7 @@ def enumerate_captions(family: str) -> Iterator[Caption]:
     """Yield every caption of a family once, in a fixed order, those without background first."""
     pairs = list(permutations(SHAPES, 2))
     colored_pairs = [
-        (Thing(a, c), Thing(b, d))
-        for (a, b), (c, d) in product(pairs, permutations(COLORS, 2))
+        (Thing(a, c), Thing(b, d)) for (a, b), (c, d) in product(pairs, permutations(COLORS, 2))
     ]
     plain_pairs = [(Thing(a), Thing(b)) for a, b in pairs]
     captions = {
@@ -191,9 +190,11 @@ def hard_negative(caption: Caption, rng: random.Random) -> Caption:
     if kind == "background":
         return replace(caption, background=next(b for b in BACKGROUNDS if b != caption.background))
     if kind == "relation":
-        return replace(caption, relation=rng.choice([r for r in RELATIONS if r != caption.relation]))
+        others = [relation for relation in RELATIONS if relation != caption.relation]
+        return replace(caption, relation=rng.choice(others))
     if kind == "swap":
-        things = [replace(a, color=b.color) for a, b in zip(things, reversed(things))]
+        a, b = things
+        things = [replace(a, color=b.color), replace(b, color=a.color)]
     elif kind == "count":
         things = [replace(first, count=rng.choice([n for n in COUNT_WORDS if n != first.count]))]
     else:

@@ -71,7 +71,9 @@ def require(captions: Sequence[Caption], device: torch.device | str = "cpu") -> 
         )
         for caption in captions
     ]
-    return Requirements(*(torch.tensor(column, device=device) for column in zip(*rows)))
+    return Requirements(
+        *(torch.tensor(column, device=device) for column in zip(*rows, strict=True))
+    )
 
 
 def expect(layout: Layout) -> Detections:
@@ -100,7 +102,8 @@ def satisfied(found: Detections, wanted: Requirements) -> Tensor:
     first, second = exact.unbind(-1)  # [..., K] each; the things differ, so they share no object
     right_count = (first.sum(-1) == wanted.count) & (found.present.sum(-1) == wanted.count)
     one = torch.where(wanted.count > 1, right_count, first.any(-1))
-    both = (first[..., :, None] & second[..., None, :] & _relation_holds(found, wanted)).any((-1, -2))
+    pairs = first[..., :, None] & second[..., None, :] & _relation_holds(found, wanted)
+    both = pairs.any((-1, -2))
     return torch.where(wanted.pair, both, one) & _background_matches(found, wanted)
 
 
@@ -164,7 +167,6 @@ def _relation_holds(found: Detections, wanted: Requirements) -> Tensor:
         ],
         -1,
     )
-    shape = torch.broadcast_shapes(holds.shape[:-3], wanted.relation.shape)
-    relation = wanted.relation.clamp(min=0)[..., None, None, None].expand(*shape, *holds.shape[-3:-1], 1)
-    chosen = holds.expand(*shape, *holds.shape[-3:]).gather(-1, relation).squeeze(-1)
-    return chosen | (wanted.relation < 0)[..., None, None]
+    holds, relation = torch.broadcast_tensors(holds, wanted.relation[..., None, None, None])
+    chosen = holds.gather(-1, relation[..., :1].clamp(min=0)).squeeze(-1)
+    return chosen | (relation[..., 0] < 0)

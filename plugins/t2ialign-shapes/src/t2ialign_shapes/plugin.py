@@ -17,11 +17,11 @@ def t2ialign_rewards(register: Register) -> None:
         "shapes-exact",
         "t2ialign_shapes.rewards:ShapesExact",
         config=ShapesRewardConfig,
-        summary="1 if a shapes-world picture shows all that its prompt says, else 0 (exact detector)",
+        summary="1 if a shapes picture shows all that its prompt says, else 0 (exact)",
     )
     register(
         "shapes-graded",
         "t2ialign_shapes.rewards:ShapesGraded",
         config=ShapesRewardConfig,
-        summary="how far a shapes-world picture shows what its prompt says, 0 to 1 (exact detector)",
+        summary="how far a shapes picture shows what its prompt says, 0 to 1 (exact)",
     )

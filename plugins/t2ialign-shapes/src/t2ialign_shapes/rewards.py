@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import t2ialign
 import torch
 from torch import Tensor
 
+import t2ialign
 from t2ialign_shapes import captions, detector
 from t2ialign_shapes.plugin import ShapesRewardConfig
 
