@@ -20,7 +20,8 @@ from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from t2ialign.config import BackendConfig, Config, OptimizerConfig, SamplerConfig
+from t2ialign.config import BackendConfig, OptimizerConfig, SamplerConfig
+from t2ialign.config import Config as BaseConfig
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 class Part:
     """Base of everything that a plugin registers: its validated options and the device it works on."""
 
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[BaseConfig]] = BaseConfig
 
-    def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: BaseConfig, device: torch.device | str = "cpu") -> None:
         import torch
 
         self.config: Any = config

@@ -161,31 +161,40 @@ class _Parser:
         for key in self.tree.keys() - set(known):
             self._problem(key, "", f"unknown table; allowed: {', '.join(known)}.", nearest(key, known))
 
-        tables = {name: self._table(name, model) for name, model in TABLES.items()}
+        tables = (
+            self._table("run", RunConfig),
+            self._table("prompts", PromptsConfig),
+            self._table("evaluation", EvaluationConfig),
+            self._table("samples", SamplesConfig),
+        )
         backend = self._part("backend", self.tree.get("backend"))
         optimizer = self._part("optimizer", self.tree.get("optimizer"))
         wants_sampler = backend is None or "denoiser" in backend.provides()
         given = "sampler" in self.tree
         sampler = self._part("sampler", self.tree.get("sampler")) if given or wants_sampler else None
         rewards = self._rewards()
-        self._check_files(tables["prompts"], tables["evaluation"])
+        self._check_files(tables[1], tables[2])
         self.problems += capability_problems(backend, sampler, optimizer, rewards, self.parts)
-        if self.problems or backend is None or optimizer is None:
+        run, prompt_table, evaluation, samples = tables
+        if self.problems or not (backend and optimizer and run and prompt_table and evaluation and samples):
             raise SpecError(self.source, self.problems)
         return Spec(
             self.source,
             self.folder,
-            backend=backend,
-            sampler=sampler,
-            optimizer=optimizer,
-            rewards=tuple(rewards),
-            **tables,
-        )  # type: ignore[arg-type]
+            run,
+            backend,
+            sampler,
+            optimizer,
+            tuple(rewards),
+            prompt_table,
+            evaluation,
+            samples,
+        )
 
     def _problem(self, key: str, value: str, allowed: str, suggestion: str = "") -> None:
         self.problems.append(SpecProblem(key, value, allowed, suggestion))
 
-    def _table(self, name: str, model: type[Config]) -> Config | None:
+    def _table(self, name: str, model: type[C]) -> C | None:
         table = self.tree.get(name, {})
         if not isinstance(table, dict):
             self._problem(name, show(table), "must be a table.")
@@ -269,12 +278,12 @@ class _Parser:
             self._problem("reward", "", "every weight is 0: at least one reward must be optimised.")
         return chosen
 
-    def _check_files(self, training: Any, evaluation: Any) -> None:
-        for key, table, reference in (
-            ("prompts.file", training, training and training.file),
-            ("evaluation.prompts", evaluation, evaluation and evaluation.prompts),
+    def _check_files(self, training: PromptsConfig | None, evaluation: EvaluationConfig | None) -> None:
+        for key, reference in (
+            ("prompts.file", training.file if training else None),
+            ("evaluation.prompts", evaluation.prompts if evaluation else None),
         ):
-            if table is None or reference is None:
+            if reference is None:
                 continue
             try:
                 prompts.read(_existing(reference, self.folder))

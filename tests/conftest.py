@@ -1,0 +1,51 @@
+"""Shared fixtures: a toy world that needs no weights, and a cache that never touches the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+
+from t2ialign import plugins
+from t2ialign.plugins import Registry
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompt embeddings of tests stay in a temporary folder, shared within one test process."""
+    monkeypatch.setenv("T2IALIGN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def toy_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    """Only the toy plugin is installed."""
+    found = plugins.load([toy.entry_point("toy", toy)])
+    monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+    yield found
+
+
+@pytest.fixture
+def toy_spec(tmp_path: Path, toy_registry: Registry) -> Callable[..., Any]:
+    """Write a toy spec file; keyword arguments replace whole tables."""
+    import tomli_w
+
+    def write(**tables: Any) -> Path:
+        (tmp_path / "prompts.txt").write_text("red\ngreen\nblue\nblack\nwhite\n")
+        tree: dict[str, Any] = {
+            "run": {"steps": 4, "out": str(tmp_path / "runs"), "checkpoint_every": 2},
+            "backend": {"kind": "toy-model", "checkpoint": "some/model", "dtype": "float32", "lora": {"rank": 2}},
+            "sampler": {"kind": "toy-step"},
+            "optimizer": {"kind": "toy-search"},
+            "reward": [{"kind": "toy-redness"}],
+            "prompts": {"file": "prompts.txt", "per_step": 5, "images_per_prompt": 8},
+            **tables,
+        }
+        path = tmp_path / "spec.toml"
+        path.write_text(tomli_w.dumps({name: table for name, table in tree.items() if table is not None}))
+        return path
+
+    return write

@@ -1,0 +1,216 @@
+"""A whole run on the toy world: directory, resume, kills, export, evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from t2ialign import runner
+from t2ialign import spec as specs
+from t2ialign.contracts import LoraOptimizer
+from t2ialign.errors import ExportError, RewardError, UsageError
+from t2ialign.evaluate import items
+from t2ialign.export import export_lora
+from t2ialign.problem import assemble
+from t2ialign.progress import Display
+
+QUIET = Display(quiet=True)
+
+
+def delivered(run: Path) -> tuple[str, dict[str, list], str]:
+    """What must not depend on how often a run was killed: equal to the last bit."""
+    return (
+        (run / "metrics.jsonl").read_text(),
+        {k: v.tolist() for k, v in load_file(run / "export" / "pytorch_lora_weights.safetensors").items()},
+        (run / "evaluation" / "summary.json").read_text(),
+    )
+
+
+def test_a_run_leaves_a_complete_directory(toy_spec):
+    run = runner.start(specs.load(toy_spec(evaluation={"every": 2, "images_per_prompt": 2})), QUIET)
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert "evaluation/toy-redness" in lines[1]
+    assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    assert sorted(p.name for p in (run.path / "samples").iterdir()) == ["step-000000.png", "step-000004.png"]
+    summary = json.loads((run.path / "evaluation" / "summary.json").read_text())
+    assert (summary["images"], summary["prompts"]) == (10, 5)
+    assert summary["paired"]["tuned"]["toy-redness"]["difference"] > 0
+    assert len(list((run.path / "evaluation" / "tuned").glob("*.png"))) == 10
+    assert "torch" in json.loads((run.path / "environment.json").read_text())["packages"]
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_the_resolved_spec_repeats_the_run(toy_spec, tmp_path):
+    first = runner.start(specs.load(toy_spec()), QUIET)
+    (tmp_path / "prompts.txt").write_text("changed\n")  # the run has its own copy
+    second = runner.start(specs.load(first.path / "spec.toml"), QUIET)
+    assert second.path != first.path
+    assert delivered(second.path) == delivered(first.path)
+
+
+def test_the_seed_decides(toy_spec):
+    runs = [runner.start(specs.load(toy_spec(), [f"run.seed={seed}"]), QUIET) for seed in (0, 1)]
+    assert runs[0].metrics() != runs[1].metrics()
+    problems = [assemble(run.spec(), report=lambda text: None) for run in runs]
+    assert items(problems[0]).seeds == items(problems[1]).seeds
+
+
+def test_a_crash_in_any_step_changes_nothing(toy_spec, monkeypatch):
+    whole = runner.start(specs.load(toy_spec()), QUIET)
+    step = type(runner.restore(whole.path, display=QUIET)[2]).step
+    for crash_at in range(4):
+
+        def dying(self, index, crash_at=crash_at):
+            if index == crash_at:
+                raise RuntimeError("power cut")
+            return step(self, index)
+
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+            patch.setattr("toy.RandomSearch.step", dying)
+            runner.start(specs.load(toy_spec(), [f"run.name=crash{crash_at}"]), QUIET)
+        crashed = whole.path.parent / f"crash{crash_at}"
+        assert delivered(runner.resume(crashed, QUIET).path) == delivered(whole.path)
+
+
+CHILD = """
+import sys, pathlib
+sys.path.insert(0, {tests!r})
+import toy, time
+from t2ialign import plugins, runner, spec
+found = plugins.load([toy.entry_point("toy", toy)])
+plugins.registry = spec.registry = lambda: found
+slow = toy.RandomSearch.step
+def step(self, index):
+    time.sleep(0.05)
+    return slow(self, index)
+toy.RandomSearch.step = step
+path = pathlib.Path(sys.argv[2])
+runner.start(spec.load(path)) if sys.argv[1] == "run" else runner.resume(path)
+"""
+
+
+def child(command: str, path: Path) -> subprocess.Popen[bytes]:
+    code = CHILD.format(tests=str(Path(__file__).parents[1]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, command, str(path)], env=environment, stderr=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_kill_nine_at_random_moments(toy_spec):
+    """The process is killed again and again until one attempt gets through; nothing shows in the result."""
+    path = toy_spec(run={"steps": 20, "out": str(toy_spec().parent / "runs"), "checkpoint_every": 3, "name": "whole"})
+    whole = runner.start(specs.load(path), QUIET)
+    path.write_text(path.read_text().replace('name = "whole"', 'name = "killed"'))
+    victim = whole.path.parent / "killed"
+    moments = random.Random(7)
+    process, kills = child("run", path), 0
+    while process.poll() is None:
+        if kills < 3 and (victim / "metrics.jsonl").exists():
+            time.sleep(moments.uniform(0.05, 0.6))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            process = child("resume", victim)
+            time.sleep(moments.uniform(1.0, 4.0))
+        time.sleep(0.02)
+    assert process.returncode == 0, process.stderr and process.stderr.read().decode()
+    assert kills == 3
+    assert delivered(victim) == delivered(whole.path)
+
+
+@pytest.mark.slow
+def test_one_interrupt_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(toy_spec):
+    path = toy_spec(run={"steps": 200, "out": str(toy_spec().parent / "runs"), "checkpoint_every": 100, "name": "r"})
+    run = path.parent / "runs" / "r"
+    process = child("run", path)
+    while not (run / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert b"continue with: t2ialign resume" in errors
+    steps = len((run / "metrics.jsonl").read_text().splitlines())
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step-{steps:06d}"]
+
+
+def test_the_micro_batch_changes_no_result(toy_spec):
+    scores = []
+    for size in (1, 3, 64):
+        run = runner.start(specs.load(toy_spec(), [f"run.micro_batch={size}"]), QUIET)
+        scores.append(load_file(run.path / "export" / "pytorch_lora_weights.safetensors"))
+    for other in scores[1:]:
+        assert all(torch.allclose(scores[0][name], other[name], atol=1e-6) for name in other)
+
+
+def test_a_nan_reward_stops_the_run_and_saves_the_image(toy_spec):
+    spec = specs.load(toy_spec(reward=[{"kind": "toy-redness"}, {"kind": "toy-broken", "weight": 0.0}]))
+    with pytest.raises(RewardError, match="'toy-broken' is nan for prompt 'blue'"):
+        runner.start(spec, QUIET)
+    assert (Path(spec.run.out) / "spec" / "nonfinite.png").exists()
+
+
+def test_export_has_the_scale_folded_in_and_alpha_equal_to_rank(toy_spec, tmp_path):
+    lora = {"rank": 2, "alpha": 8.0}
+    backend = {"kind": "toy-model", "checkpoint": "some/model", "dtype": "float32", "lora": lora}
+    run, problem, optimizer = runner.restore(
+        runner.start(specs.load(toy_spec(backend=backend)), QUIET).path, None, QUIET
+    )
+    optimizer.export(tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
+    own = problem.adapter.parameters()
+    assert torch.allclose(saved["transformer.0.lora_B.weight"], 4 * own["0.lora_B.weight"])
+    assert torch.equal(saved["transformer.0.lora_A.weight"], own["0.lora_A.weight"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: some/model" in card
+
+
+def test_an_export_that_changes_nothing_is_refused(toy_spec, tmp_path):
+    problem = assemble(specs.load(toy_spec()), report=lambda text: None)
+    with pytest.raises(ExportError, match="still zero"):
+        export_lora(problem, tmp_path / "out")
+
+
+def test_an_export_that_loads_wrongly_is_refused(toy_spec, tmp_path, monkeypatch):
+    _, _, optimizer = runner.restore(runner.start(specs.load(toy_spec()), QUIET).path, None, QUIET)
+    assert isinstance(optimizer, LoraOptimizer)
+    monkeypatch.setattr("toy.ToyBackend.load_lora", lambda self, folder: None)
+    with pytest.raises(ExportError, match="other images than the run"):
+        optimizer.export(tmp_path / "out")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"no run directory: it has no spec\.toml"):
+        runner.resume(tmp_path, QUIET)
+
+
+def test_activation_start_gives_hidden_rms_one_and_keeps_the_base(toy_spec):
+    lora = {"rank": 2, "init": "activations"}
+    backend = {"kind": "toy-model", "checkpoint": "some/model", "dtype": "float32", "lora": lora}
+    problem = assemble(specs.load(toy_spec(backend=backend)), report=lambda text: None)
+    seen = []
+    layer = problem.adapter.layers["0"]
+    handle = layer.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    rows = [0, 1, 2, 3, 4] * 40
+    problem.adapter.start_from_activations(lambda: problem.generate(problem.conditioning[rows], list(range(200))))
+    handle.remove()
+    hidden = torch.cat(seen) @ problem.adapter.parameters()["0.lora_A.weight"].T
+    assert hidden.square().mean(0).sqrt().tolist() == pytest.approx([1, 1], rel=1e-4)
+    tuned = problem.generate(problem.conditioning, list(range(5)))
+    with problem.base():
+        assert torch.equal(problem.generate(problem.conditioning, list(range(5))), tuned)
+
+
+def test_a_lora_target_that_matches_nothing_is_named(toy_spec):
+    backend = {"kind": "toy-model", "checkpoint": "a/b", "dtype": "float32", "lora": {"rank": 2, "targets": ["to_q"]}}
+    with pytest.raises(UsageError, match="'to_q' matches no module"):
+        assemble(specs.load(toy_spec(backend=backend)), report=lambda text: None)
