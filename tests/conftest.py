@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def toy_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+def toy_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """Only the toy plugin is installed."""
     found = plugins.load([toy.entry_point("toy", toy)])
     monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
     monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
-    yield found
+    return found
 
 
 @pytest.fixture

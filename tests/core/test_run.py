@@ -76,9 +76,11 @@ def test_a_crash_in_any_step_changes_nothing(toy_spec, monkeypatch):
                 raise RuntimeError("power cut")
             return step(self, index)
 
-        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        spec = specs.load(toy_spec(), [f"run.name=crash{crash_at}"])
+        with monkeypatch.context() as patch:
             patch.setattr("toy.RandomSearch.step", dying)
-            runner.start(specs.load(toy_spec(), [f"run.name=crash{crash_at}"]), QUIET)
+            with pytest.raises(RuntimeError, match="power cut"):
+                runner.start(spec, QUIET)
         crashed = whole.path.parent / f"crash{crash_at}"
         assert delivered(runner.resume(crashed, QUIET).path) == delivered(whole.path)
 
@@ -162,9 +164,7 @@ def test_a_nan_reward_stops_the_run_and_saves_the_image(toy_spec):
 def test_export_has_the_scale_folded_in_and_alpha_equal_to_rank(toy_spec, tmp_path):
     lora = {"rank": 2, "alpha": 8.0}
     backend = {"kind": "toy-model", "checkpoint": "some/model", "dtype": "float32", "lora": lora}
-    run, problem, optimizer = runner.restore(
-        runner.start(specs.load(toy_spec(backend=backend)), QUIET).path, None, QUIET
-    )
+    _, problem, optimizer = runner.restore(runner.start(specs.load(toy_spec(backend=backend)), QUIET).path, None, QUIET)
     optimizer.export(tmp_path / "out")
     saved = load_file(tmp_path / "out" / "pytorch_lora_weights.safetensors")
     own = problem.adapter.parameters()
