@@ -11,48 +11,60 @@ from t2ialign_shapes.detector import Detections
 from t2ialign_shapes.layout import sample_layout
 from t2ialign_shapes.render import render
 
+PER_FAMILY = 100
+
 
 @pytest.fixture(scope="module")
 def world():
-    """200 pictures of every family with their captions."""
+    """Pictures of every family with their captions."""
     rng = random.Random(0)
-    captions = [sample(rng, family) for family in FAMILIES for _ in range(200)]
+    captions = [sample(rng, family) for family in FAMILIES for _ in range(PER_FAMILY)]
     layout = sample_layout(captions, torch.Generator().manual_seed(0))
     return captions, layout, render(layout)
 
 
-def test_clean_renders_are_judged_right(world):
-    captions, _, images = world
-    right = detector.check(images, captions).view(len(FAMILIES), -1).float().mean(1)
+@pytest.fixture(scope="module")
+def found(world):
+    """What the detector sees in them."""
+    return detector.detect(world[2])
+
+
+def test_clean_renders_are_judged_right(world, found):
+    wanted = judge.require(world[0])
+    right = judge.satisfied(found, wanted).view(len(FAMILIES), -1).float().mean(1)
     assert right.mean() >= 0.99
     assert right.min() >= 0.95
-    assert detector.graded(images, captions).mean() >= 0.99
+    assert judge.grade(found, wanted).mean() >= 0.99
 
 
-def test_wrong_captions_are_refused(world):
-    captions, _, images = world
+def test_wrong_captions_are_refused(world, found):
     rng = random.Random(1)
-    wrong = [hard_negative(caption, rng) for caption in captions]
-    assert detector.check(images, wrong).float().mean() <= 0.003
-    assert detector.graded(images, wrong).mean() < 0.7
+    wrong = judge.require([hard_negative(caption, rng) for caption in world[0]])
+    assert judge.satisfied(found, wanted=wrong).float().mean() <= 0.003
+    assert judge.grade(found, wanted=wrong).mean() < 0.7
 
 
-def test_centers_are_found_within_half_a_pixel(world):
-    _, layout, images = world
-    single = slice(0, 200)
-    found = detector.detect(images[single])
-    assert found.present[:, 0].all()
-    distance = (found.centers[:, 0] - layout.centers[single, 0]).norm(dim=-1)
+def test_check_and_graded_judge_what_is_detected(world, found):
+    captions, images = world[0][:32], world[2][:32]
+    wanted = judge.require(captions)
+    first = Detections(*(getattr(found, name)[:32] for name in Detections.__slots__))
+    assert torch.equal(detector.check(images, captions), judge.satisfied(first, wanted))
+    assert torch.equal(detector.graded(images, captions), judge.grade(first, wanted))
+
+
+def test_centers_are_found_within_half_a_pixel(world, found):
+    layout = world[1]
+    single = slice(0, PER_FAMILY)
+    assert found.present[single, 0].all()
+    distance = (found.centers[single, 0] - layout.centers[single, 0]).norm(dim=-1)
     assert distance.max() < 0.5
 
 
-def test_a_result_does_not_depend_on_the_batch(world):
-    _, _, images = world
-    together = detector.detect(images[::40])
-    for index, image in enumerate(images[::40]):
-        alone = detector.detect(image[None])
+def test_a_result_does_not_depend_on_the_batch(world, found):
+    for index in range(0, len(world[0]), 29):
+        alone = detector.detect(world[2][index, None])
         for name in Detections.__slots__:
-            assert torch.equal(getattr(together, name)[index], getattr(alone, name)[0]), name
+            assert torch.equal(getattr(found, name)[index], getattr(alone, name)[0]), name
 
 
 def test_an_empty_picture_shows_nothing():
@@ -108,7 +120,7 @@ def test_the_rules(text, objects, satisfied, grade):
 
 def test_every_picture_against_every_caption(world):
     captions, layout, _ = world
-    some = captions[::100]
+    some = captions[::PER_FAMILY]
     found = judge.expect(layout)
     pairs = judge.matrix(found, judge.require(some))
     assert pairs.shape == (len(captions), len(some))

@@ -23,6 +23,7 @@ RECIPE = Recipe(
 LATENT_NOISE = 0.1
 """Noise on the latents during training: a generator's latents will not be exact."""
 
+FADED_CONTRAST = (0.2, 0.9)
 FADED_SHARE = 0.25
 """Share of pictures with faded objects, for the washed-out base uses the same autoencoder."""
 
@@ -31,7 +32,8 @@ def draw_images(captions: list[Caption], generator: torch.Generator) -> Tensor:
     """Random renders of captions, [B, 3, 32, 32] in [0, 1], some of them faded."""
     layout = sample_layout(captions, generator)
     faded = torch.rand(len(captions), generator=generator) < FADED_SHARE
-    contrast = 0.2 + 0.7 * torch.rand(len(captions), generator=generator)
+    low, high = FADED_CONTRAST
+    contrast = low + (high - low) * torch.rand(len(captions), generator=generator)
     layout.contrast = torch.where(faded, contrast, 1.0)
     return render(layout)
 

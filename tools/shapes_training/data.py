@@ -28,6 +28,9 @@ BUMP_WIDTH = 5.0
 SIZE_CHANNEL, FADE_CHANNEL, BACKGROUND_CHANNEL = 4, 5, 7
 COUPLED_SINGLE_RADIUS = (6.5, 8.0)
 
+FADE_RANGE = (0.4, 1.0)
+"""Contrast of washed-out objects; the exact detector sees an object from about 0.72 on."""
+
 
 def draw_captions(count: int, generator: torch.Generator) -> list[Caption]:
     """Draw captions with the family weights of the package."""
@@ -51,8 +54,8 @@ def couple(captions: list[Caption], noise: Tensor, fade: bool = False) -> Layout
 
     Args:
         noise: float32 [B, 8, 8, 8].
-        fade: paint objects with a contrast between .2 and .9, decided by the noise too. This is
-            the removable defect of the washed-out base.
+        fade: paint objects with a contrast in `FADE_RANGE`, decided by the noise too. This is the
+            removable defect of the washed-out base.
     """
     layout = describe(captions)
     for row, caption in enumerate(captions):
@@ -75,7 +78,8 @@ def couple(captions: list[Caption], noise: Tensor, fade: bool = False) -> Layout
         votes = torch.einsum("bnc,mnc->bm", fields, bumps)
         layout.centers[rows, :n] = centers[votes.argmax(1)]
     if fade:
-        layout.contrast = 0.2 + 0.7 * torch.special.ndtr(mean[:, FADE_CHANNEL])
+        low, high = FADE_RANGE
+        layout.contrast = low + (high - low) * torch.special.ndtr(mean[:, FADE_CHANNEL])
     return layout
 
 

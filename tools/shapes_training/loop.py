@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from shapes_training.workdir import append_json_line, read_tensors, write_tensors
 
+REPORT_EVERY = 50
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,7 +33,7 @@ class Recipe:
         warmup: steps of linear warm-up.
         clip: largest gradient norm.
         ema: final decay of the running average of the weights; 0 keeps the last weights.
-        save_every, evaluate_every: in steps.
+        save_every, evaluate_every: in steps; there is an evaluation at the end in any case.
         seed: of data and initial weights.
     """
 
@@ -53,11 +55,12 @@ class Stage:
     """A named training task inside a work directory.
 
     Attributes:
-        name: names the folder of checkpoints and log.
+        name: names the folder of checkpoints and logs.
         work: the work directory.
         model: everything that is trained.
         loss: (step, generator) -> scalar loss.
         evaluate: called now and then with the averaged weights in place; its result is logged.
+        history: losses of the steps taken by this process.
     """
 
     name: str
@@ -96,104 +99,129 @@ def train(stage: Stage, recipe: Recipe) -> None:
     in place the stage only loads it.
     """
     final = stage.folder / "final.safetensors"
-    if final.exists():
-        stage.model.load_state_dict(read_tensors(final))
-        return
-    weights = [p for p in stage.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        weights, recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay
-    )
-    average = [p.detach().clone() for p in weights] if recipe.ema else None
-    first, spent = _restore(stage, optimizer, average)
-    wall, cpu = time.monotonic() - spent[0], time.process_time() - spent[1]
-    stage.model.train()
-    for step in range(first, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, recipe)
-        loss = stage.loss(step, generator_for(recipe.seed, stage.name, step))
-        optimizer.zero_grad(set_to_none=True)
+    if not final.exists():
+        run = _Run(stage, recipe)
+        run.restore()
+        run.finish()
+        write_tensors(final, stage.model.state_dict())
+    stage.model.load_state_dict(read_tensors(final))
+
+
+class _Run:
+    """The state of one training run: weights, optimizer, running average, steps and time."""
+
+    def __init__(self, stage: Stage, recipe: Recipe) -> None:
+        self.stage, self.recipe = stage, recipe
+        self.weights = [p for p in stage.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.weights, recipe.learning_rate, recipe.betas, weight_decay=recipe.weight_decay
+        )
+        self.average = [p.detach().clone() for p in self.weights] if recipe.ema else []
+        self.done = 0
+        self.earlier = (0.0, 0.0)  # wall and CPU seconds of the processes before this one
+        self.started = (time.monotonic(), time.process_time())
+
+    def finish(self) -> None:
+        """Take the remaining steps and leave the averaged weights in the model."""
+        self.stage.model.train()
+        while self.done < self.recipe.steps:
+            self.step()
+            last = self.done == self.recipe.steps
+            if last or self.done % REPORT_EVERY == 0:
+                self.report()
+            if self.done % self.recipe.save_every == 0:
+                self.save()
+            if last or self.done % self.recipe.evaluate_every == 0:
+                self.evaluate()
+        self.swap()
+
+    def step(self) -> None:
+        """One optimizer step, and one of the running average."""
+        stage, recipe = self.stage, self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.done, recipe)
+        loss = stage.loss(self.done, generator_for(recipe.seed, stage.name, self.done))
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(weights, recipe.clip)
-        optimizer.step()
+        nn.utils.clip_grad_norm_(self.weights, recipe.clip)
+        self.optimizer.step()
+        self.done += 1
         stage.history.append(loss.item())
-        if average:
+        if self.average:
             # The average forgets the first steps quickly: its horizon grows with the run.
-            decay = min(recipe.ema, (step + 1) / (step + 10))
-            torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - decay)
+            decay = min(recipe.ema, self.done / (self.done + 9))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.weights], 1 - decay)
 
-        done, last = step + 1, step + 1 == recipe.steps
-        spent = (time.monotonic() - wall, time.process_time() - cpu)
-        if done % 50 == 0 or last:
-            _report(stage, recipe, done, spent)
-        if done % recipe.save_every == 0 and not last:
-            _save(stage, optimizer, average, done, spent)
-        if stage.evaluate and (done % recipe.evaluate_every == 0 or last):
-            _evaluate(stage, weights, average, done, spent)
-    if average:
-        _swap(weights, average)
-    write_tensors(final, stage.model.state_dict())
+    def swap(self) -> None:
+        """Exchange the trained weights and their running average, if there is one."""
+        for weight, mean in zip(self.weights, self.average, strict=bool(self.average)):
+            kept = weight.detach().clone()
+            weight.data.copy_(mean)
+            mean.copy_(kept)
 
+    @property
+    def spent(self) -> tuple[float, float]:
+        """Wall and CPU seconds so far, resumed parts included."""
+        return (
+            self.earlier[0] + time.monotonic() - self.started[0],
+            self.earlier[1] + time.process_time() - self.started[1],
+        )
 
-def _report(stage: Stage, recipe: Recipe, done: int, spent: tuple[float, float]) -> None:
-    loss = sum(stage.history[-50:]) / len(stage.history[-50:])
-    minutes = spent[0] / done * (recipe.steps - done) / 60
-    print(
-        f"{stage.name} {done}/{recipe.steps}  loss {loss:.4f}  "
-        f"{spent[0] / done:.3f} s/step  {minutes:.1f} min left",
-        flush=True,
-    )
-    record = {"step": done, "loss": round(loss, 5), "wall_s": round(spent[0], 1)}
-    append_json_line(stage.folder / "log.jsonl", record | {"cpu_s": round(spent[1], 1)})
+    def report(self) -> None:
+        """Print progress with the time left, and append to the log."""
+        recent = self.stage.history[-REPORT_EVERY:]
+        loss, (wall, cpu) = sum(recent) / len(recent), self.spent
+        pace = wall / self.done
+        print(
+            f"{self.stage.name} {self.done}/{self.recipe.steps}  loss {loss:.4f}  "
+            f"{pace:.3f} s/step  {pace * (self.recipe.steps - self.done) / 60:.1f} min left",
+            flush=True,
+        )
+        record = {"step": self.done, "loss": loss, "wall_s": wall, "cpu_s": cpu}
+        append_json_line(self.stage.folder / "log.jsonl", record)
 
+    def evaluate(self) -> None:
+        """Evaluate the averaged weights, keep a snapshot of them, and log the result."""
+        stage = self.stage
+        if stage.evaluate is None:
+            return
+        self.swap()
+        stage.model.eval()
+        result = {"step": self.done, **stage.evaluate()}
+        write_tensors(
+            stage.folder / f"snapshot-{self.done:06d}.safetensors", stage.model.state_dict()
+        )
+        stage.model.train()
+        self.swap()
+        append_json_line(stage.folder / "evaluation.jsonl", result)
+        print(stage.name, result, flush=True)
 
-def _evaluate(stage: Stage, weights: list, average: list | None, done: int, spent) -> None:
-    if average:
-        _swap(weights, average)
-    stage.model.eval()
-    result = {"step": done, "wall_s": round(spent[0], 1), **stage.evaluate()}
-    stage.model.train()
-    if average:
-        write_tensors(stage.folder / f"snapshot-{done:06d}.safetensors", stage.model.state_dict())
-        _swap(weights, average)
-    append_json_line(stage.folder / "evaluation.jsonl", result)
-    print(stage.name, result, flush=True)
+    def save(self) -> None:
+        """Write everything a resumed run needs, in one file that replaces the previous one."""
+        tensors = {f"model.{name}": value for name, value in self.stage.model.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors |= {f"average.{index}": mean for index, mean in enumerate(self.average)}
+        tensors["progress"] = torch.tensor([self.done, *self.spent], dtype=torch.float64)
+        write_tensors(self.stage.folder / "checkpoint.safetensors", tensors)
 
-
-def _swap(weights: list[nn.Parameter], average: list[Tensor]) -> None:
-    """Exchange the trained weights and their running average in place."""
-    for weight, mean in zip(weights, average, strict=True):
-        kept = weight.detach().clone()
-        weight.data.copy_(mean)
-        mean.copy_(kept)
-
-
-def _save(stage: Stage, optimizer, average: list | None, done: int, spent) -> None:
-    """Write everything a resumed run needs, in one file that replaces the previous one."""
-    tensors = {f"model.{name}": value for name, value in stage.model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    tensors |= {f"average.{index}": value for index, value in enumerate(average or [])}
-    tensors["progress"] = torch.tensor([done, *spent], dtype=torch.float64)
-    write_tensors(stage.folder / "checkpoint.safetensors", tensors)
-
-
-def _restore(stage: Stage, optimizer, average: list | None) -> tuple[int, tuple[float, float]]:
-    """Load the newest checkpoint; return the next step and the wall and CPU seconds spent."""
-    path = stage.folder / "checkpoint.safetensors"
-    if not path.exists():
-        return 0, (0.0, 0.0)
-    groups: dict[str, dict] = {"model": {}, "optimizer": {}, "average": {}, "progress": {}}
-    for name, value in read_tensors(path).items():
-        group, _, rest = name.partition(".")
-        groups[group][rest] = value
-    stage.model.load_state_dict(groups["model"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in groups["optimizer"].items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    for index, mean in enumerate(average or []):
-        mean.copy_(groups["average"][str(index)])
-    done, *spent = groups["progress"][""].tolist()
-    print(f"{stage.name}: resumed at step {int(done)}", flush=True)
-    return int(done), tuple(spent)
+    def restore(self) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        path = self.stage.folder / "checkpoint.safetensors"
+        if not path.exists():
+            return
+        groups: dict[str, dict] = {"model": {}, "optimizer": {}, "average": {}, "progress": {}}
+        for name, value in read_tensors(path).items():
+            group, _, rest = name.partition(".")
+            groups[group][rest] = value
+        self.stage.model.load_state_dict(groups["model"])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in groups["optimizer"].items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for index, mean in enumerate(self.average):
+            mean.copy_(groups["average"][str(index)])
+        done, *earlier = groups["progress"][""].tolist()
+        self.done, self.earlier = int(done), tuple(earlier)
+        print(f"{self.stage.name}: resumed at step {self.done}", flush=True)

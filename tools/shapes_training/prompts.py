@@ -8,29 +8,29 @@ from pathlib import Path
 
 from shapes_training.loop import derive_seed
 from shapes_training.workdir import write_text
-from t2ialign_shapes.captions import FAMILIES, Caption, enumerate_captions
+from t2ialign_shapes.captions import FAMILIES, Caption, sample
 
 TRAIN_COUNTS = dict(zip(FAMILIES, (6, 12, 30, 24, 36, 36), strict=True))
 HELDOUT_COUNTS = dict(zip(FAMILIES, (3, 6, 45, 30, 51, 54), strict=True))
 """Prompts per family. Together they use up the families with few captions, and share none."""
 
-BENCHMARK_PER_FAMILY = 40
+BENCHMARK_COUNTS = dict(zip(FAMILIES, (9, 18, 40, 40, 40, 40), strict=True))
 
 
 def split_captions() -> tuple[list[Caption], list[Caption]]:
     """Disjoint training and held-out captions, 144 and 189."""
     train, heldout = [], []
     for family in FAMILIES:
-        captions = _shuffled(family, "split")
         first, second = TRAIN_COUNTS[family], HELDOUT_COUNTS[family]
+        captions = _distinct(family, "split", first + second)
         train += captions[:first]
-        heldout += captions[first : first + second]
+        heldout += captions[first:]
     return train, heldout
 
 
 def benchmark_captions() -> list[Caption]:
-    """Up to `BENCHMARK_PER_FAMILY` different captions of every family."""
-    return [c for family in FAMILIES for c in _shuffled(family, "benchmark")[:BENCHMARK_PER_FAMILY]]
+    """Different captions of every family; of the smallest families all there are."""
+    return [c for family, n in BENCHMARK_COUNTS.items() for c in _distinct(family, "benchmark", n)]
 
 
 def metadata(caption: Caption) -> dict:
@@ -63,23 +63,10 @@ def write_prompts(folder: Path) -> None:
     write_text(folder / "benchmark.jsonl", "".join(lines))
 
 
-def _shuffled(family: str, purpose: str) -> list[Caption]:
-    """The captions of a family in a fixed random order, a quarter of them naming a background.
-
-    Families with few captions keep all of them.
-    """
+def _distinct(family: str, purpose: str, count: int) -> list[Caption]:
+    """Draw captions of a family as in training until ``count`` different ones have come up."""
     rng = random.Random(derive_seed("prompts", purpose, family))
-    captions = list(enumerate_captions(family))
-    plain = [caption for caption in captions if caption.background is None]
-    named = [caption for caption in captions if caption.background is not None]
-    rng.shuffle(plain)
-    rng.shuffle(named)
-    if len(captions) < 60:
-        plain += named
-        rng.shuffle(plain)
-        return plain
-    mixed = []
-    while plain:
-        mixed += plain[:3] + named[:1]
-        plain, named = plain[3:], named[1:]
-    return mixed
+    captions: dict[Caption, None] = {}
+    while len(captions) < count:
+        captions[sample(rng, family)] = None
+    return list(captions)
