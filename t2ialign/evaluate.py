@@ -166,27 +166,26 @@ def _number(value: Tensor) -> float | None:
     return value.item() if value.isfinite() else None
 
 
+HEADER = ["reward", "base", "tuned", "difference", "in s.e.", "win rate"]
+
+
 def table_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """reward, base, tuned, difference (+- se), standard errors, win rate: one row per reward."""
+    """One row per reward and variant in the columns of ``HEADER``; the difference has its standard error."""
     rows = []
     for variant, rewards in summary["paired"].items():
         for name, paired in rewards.items():
-            base, tuned = summary["variants"]["base"][name], summary["variants"][variant][name]
-            z = f"{paired['difference'] / paired['se']:+.1f}" if paired["se"] else "-"
+            means = (summary["variants"][which][name]["mean"] for which in ("base", variant))
+            difference, se = paired["difference"], paired["se"]
             rows.append(
                 [
                     name,
-                    f"{base['mean']:.4f} ± {base['se']:.4f}",
-                    f"{tuned['mean']:.4f} ± {tuned['se']:.4f}",
-                    f"{paired['difference']:+.4f} ± {paired['se']:.4f}",
-                    z,
+                    *(f"{mean:.4g}" for mean in means),
+                    f"{difference:+.4f} ± {se:.4f}",
+                    f"{difference / se:+.1f}" if se else "-",
                     f"{paired['win_rate']:.0%}",
                 ]
             )
     return rows
-
-
-HEADER = ["reward", "base", "tuned", "difference", "in s.e.", "win rate"]
 
 
 def table(summary: dict[str, Any]) -> str:

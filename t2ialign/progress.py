@@ -37,7 +37,7 @@ class Display:
     def say(self, text: str) -> None:
         """One line about a stage."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:

@@ -92,15 +92,18 @@ def plugins(
         }
         typer.echo(json.dumps(listing, indent=2))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    table = Table("role", "kind", "what it is", "from")
     for role, kinds in found.parts.items():
+        table = Table(title=f"{role}s", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("kind", "what it is", "from"):
+            table.add_column(column, no_wrap=column != "what it is")
         for kind, declared in sorted(kinds.items()):
-            table.add_row(role, kind, declared.summary, f"{declared.distribution} {declared.version}")
-    console.print(table)
+            table.add_row(kind, declared.summary, declared.distribution)
+        console.print(table)
     for (role, kind), names in found.clashes.items():
         console.print(f"[red]clash[/red]: {role} '{kind}' is registered by {' and '.join(names)}; uninstall one")
     for status in found.plugins:

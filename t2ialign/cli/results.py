@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from t2ialign.cli.running import Overrides, RunFolder, SpecFile, _prepare_torch
+from t2ialign.cli.running import Overrides, RunFolder, SpecFile, quiet_libraries
 from t2ialign.errors import UsageError
 
 Step = Annotated[int | None, typer.Option(help="Checkpoint to use; default: the newest.")]
@@ -29,7 +29,7 @@ def sample(
     parsed = specs.load(spec, overrides or [])
     if lora is not None and not lora.is_dir():
         raise UsageError(f"--lora {lora}: no such folder")
-    _prepare_torch()
+    quiet_libraries()
     from t2ialign import sampling
 
     prompts = prompt or sampling.prompts_of(parsed)
@@ -43,7 +43,7 @@ def eval_(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Evaluate a run's base against its tuned model on shared seeds, and rewrite its evaluation folder."""
-    _prepare_torch()
+    quiet_libraries()
     from t2ialign import runner
     from t2ialign.progress import Display
 
@@ -68,7 +68,7 @@ def export(
     """Write what a run delivers at a checkpoint, and check that it loads."""
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out")
-    _prepare_torch()
+    quiet_libraries()
     from t2ialign import files, runner
 
     _, _, optimizer = runner.restore(run, step)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +23,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.
 def run(spec: SpecFile, overrides: Overrides = None) -> None:
     """Run a spec: optimise, evaluate base against tuned, export."""
     parsed = specs.load(spec, overrides or [])
-    _prepare_torch()
+    quiet_libraries()
     from t2ialign import runner
 
     _show(runner.start(parsed).path)
@@ -28,17 +31,17 @@ def run(spec: SpecFile, overrides: Overrides = None) -> None:
 
 def resume(run: RunFolder) -> None:
     """Continue a run that was stopped or killed, from its newest checkpoint."""
-    _prepare_torch()
+    quiet_libraries()
     from t2ialign import runner
 
     _show(runner.resume(run).path)
 
 
-def _prepare_torch() -> None:
-    """Say that something is happening: importing torch and diffusers takes seconds."""
-    from t2ialign.quiet import quiet_libraries
-
-    quiet_libraries()
+def quiet_libraries() -> None:
+    """Keep notices that no user can act on out of the progress display; call it before torch is imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a fork warning for every data worker
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)(\..*)?")
 
 
 def _show(path: Path) -> None:
