@@ -38,6 +38,10 @@ class LowRank:
         """(P, *shape)."""
         return (self.u @ self.v.mT).reshape(-1, *self.shape)
 
+    def added_to(self, centre: Tensor) -> Tensor:
+        """centre + E_p, (P, *shape)."""
+        return torch.baddbmm(centre.flatten(1), self.u, self.v.mT).view(-1, *self.shape)
+
     def contract(self, weights: Tensor) -> Tensor:
         """sum_p weights_p E_p as one product (a, P k)(P k, b); weights (P,)."""
         return torch.tensordot(self.u * weights[:, None, None], self.v, dims=([0, 2], [0, 2])).reshape(self.shape)
@@ -66,6 +70,9 @@ class FullRank:
 
     def dense(self) -> Tensor:
         return self.noise
+
+    def added_to(self, centre: Tensor) -> Tensor:
+        return centre + self.noise
 
     def contract(self, weights: Tensor) -> Tensor:
         return torch.tensordot(weights, self.noise, dims=1)
@@ -149,11 +156,22 @@ class Members:
         return 1.0 - 2.0 * (index % 2) if self.antithetic else torch.ones(len(index), device=device)
 
     def draw(
-        self, noise: Noise, seed: int, step: int, members: slice, device: torch.device | str = "cpu"
+        self,
+        noise: Noise,
+        seed: int,
+        step: int,
+        members: slice,
+        device: torch.device | str = "cpu",
+        sigma: Mapping[str, float] | None = None,
     ) -> dict[str, Perturbation]:
-        """The signed perturbations of some members, each pair drawn once."""
+        """The perturbations sign_i sigma E_pair[i] of some members, each pair drawn once.
+
+        Args:
+            sigma: scale of each parameter's perturbation; default 1.
+        """
         pair = self.pair(members)
         first, last = int(pair[0]), int(pair[-1])
         drawn = noise.draw(pair_seeds(seed, step, range(first, last + 1)), device)
         index, sign = (pair - first).to(device), self.sign(members, device)
-        return {name: perturbation.select(index, sign) for name, perturbation in drawn.items()}
+        sigma = dict.fromkeys(drawn, 1.0) if sigma is None else sigma
+        return {name: perturbation.select(index, sign * sigma[name]) for name, perturbation in drawn.items()}

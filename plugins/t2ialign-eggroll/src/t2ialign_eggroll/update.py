@@ -65,6 +65,15 @@ def mean_perturbation(
     return total
 
 
+def make_solver(
+    kind: str, parameters: Mapping[str, nn.Parameter], learning_rate: float, weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """A torch optimizer with one group, named, per parameter, so that each can have a learning rate of its own."""
+    solvers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    groups = [{"params": [p], "name": name} for name, p in parameters.items()]
+    return solvers[kind](groups, lr=learning_rate, weight_decay=weight_decay)
+
+
 @torch.no_grad()
 def ascend(
     solver: torch.optim.Optimizer,

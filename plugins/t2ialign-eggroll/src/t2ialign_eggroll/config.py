@@ -1,0 +1,91 @@
+"""The spec's ``[optimizer]`` tables of this plugin; imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from t2ialign import OptimizerConfig, Plan, Requirements
+
+if TYPE_CHECKING:
+    from t2ialign.spec import Spec
+
+
+class EvolutionConfig(OptimizerConfig):
+    """Options that every evolution strategy of this plugin has."""
+
+    population: int = Field(32, ge=2, description="members N per step; each generates all images of the step")
+    sigma: float = Field(
+        0.1, gt=0, description="standard deviation of the perturbation's entries, in sigma_scale units"
+    )
+    learning_rate: float = Field(0.5, gt=0, description="step size; its unit depends on step_rule, see docs/eggroll.md")
+    antithetic: bool = Field(True, description="evaluate every perturbation with both signs")
+    shaping: Literal[
+        "zscore",
+        "zscore-biased",
+        "prompt-centred",
+        "prompt-zscore",
+        "centred-rank",
+        "antithetic",
+        "antithetic-sign",
+    ] = Field("antithetic", description="from scores to fitness; 'antithetic' divides pair differences by their rms")
+    floor: float = Field(
+        1e-3,
+        gt=0,
+        description="smallest divisor of shaping 'antithetic', in units of the reward: below it steps shrink",
+    )
+    step_rule: Literal["upstream", "eggroll", "textbook"] = Field(
+        "upstream", description="step before the solver: sigma mean(f E), sigma sqrt(N) mean(f E), or mean(f E) / sigma"
+    )
+    train: list[Literal["A", "B"]] = Field(["B"], min_length=1, description="LoRA factors that evolve")
+    sigma_scale: Literal["relative", "absolute"] = Field(
+        "relative",
+        description="unit of sigma and of the step: 'relative' to what each layer has (B: rms of the layer's output"
+        " over rms of A x; A: rms of its entries), or 'absolute' parameter values",
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="course of the learning rate")
+    final_fraction: float = Field(0.1, ge=0, le=1, description="learning rate at the end as a fraction of the start")
+    solver: Literal["sgd", "adam", "adamw"] = Field("sgd", description="what steps along the pseudo-gradient")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of the solver")
+    max_step_norm: float | None = Field(None, gt=0, description="longest step (L2 over all trained parameters)")
+    max_norm: float | None = Field(None, gt=0, description="largest L2 norm of the trained parameters")
+    form: Literal["auto", "materialised", "factored", "merged", "sequential"] = Field(
+        "auto", description="how members are evaluated; all give the same images, 'sequential' one member at a time"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EvolutionConfig:
+        if self.shaping.startswith("antithetic") and not self.antithetic:
+            raise ValueError(
+                f"shaping = '{self.shaping}' compares the two signs of a perturbation: set antithetic = true"
+            )
+        if "B" not in self.train:
+            raise ValueError("train must include 'B': it starts at zero, and A alone changes nothing then")
+        return self
+
+    def requires(self) -> Requirements:
+        return {"backend": {"lora"}}
+
+    def plan(self, spec: Spec) -> Plan:
+        images = spec.prompts.per_step * spec.prompts.images_per_prompt
+        members = 1 if self.form == "sequential" else max(1, spec.run.micro_batch // images)
+        forwards = -(-self.population // members) * -(-images // min(images, spec.run.micro_batch))
+        notes = {"members": f"{self.population} x {images} images", "forwards per step": str(forwards)}
+        return Plan(spec.run.steps, self.population * images, notes)
+
+
+class OpenESConfig(EvolutionConfig):
+    """``kind = "open-es"``: full-rank Gaussian noise (Salimans et al., arXiv 1703.03864)."""
+
+
+class EggrollConfig(EvolutionConfig):
+    """``kind = "eggroll"``: low-rank noise (arXiv 2511.16652)."""
+
+    noise_rank: int = Field(1, ge=1, description="rank k of the perturbation of every matrix")
+    sign_update: bool = Field(False, description="update with the signs of the noise factors (upstream's 'alteggroll')")
+    parameters: Literal["lora", "weights"] = Field(
+        "lora",
+        description="what evolves: the LoRA factors, or the adapted layers' full weights, exported as the LoRA of the"
+        " given rank that is nearest to the change",
+    )

@@ -1,0 +1,234 @@
+"""EGGROLL and OpenAI-ES as optimizers of a text-to-image LoRA.
+
+    for each step:
+        draw prompts and initial noise, the same for all members
+        for every member i: images with theta + sigma E_i, scored by the reward mix
+        f = shaped scores
+        theta += solver step along scale * mean_i f_i E_i
+
+E_i is low-rank for EGGROLL (arXiv 2511.16652), Gaussian for OpenAI-ES (arXiv 1703.03864). Members are evaluated many
+at a time; their noise is drawn again for the update instead of being kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from t2ialign import LoraOptimizer, State, StepResult
+from t2ialign.batching import split, with_oom_retry
+from t2ialign.conditioning import Conditioning
+from t2ialign.problem import Batch, Problem
+from t2ialign_eggroll import checks
+from t2ialign_eggroll.config import EggrollConfig, OpenESConfig
+from t2ialign_eggroll.noise import Members, Noise, Perturbation
+from t2ialign_eggroll.population import Chunk, Form
+from t2ialign_eggroll.shaping import Fitness, shape
+from t2ialign_eggroll.spaces import LoraSpace, Space, WeightSpace
+from t2ialign_eggroll.update import ascend, make_solver, mean_perturbation, norm, schedule, step_scale
+
+log = logging.getLogger(__name__)
+
+
+class EvolutionStrategy(LoraOptimizer):
+    """The loop that both optimizers share; they differ in the noise."""
+
+    #: Rank of the perturbations; None is full rank.
+    noise_rank: int | None = None
+    sign_update = False
+
+    def setup(self, problem: Problem) -> None:
+        super().setup(problem)
+        config = self.config
+        self.seed = problem.spec.run.seed
+        self.steps = problem.spec.run.steps
+        self.space = self.make_space()
+        self.members = Members(config.population, config.antithetic)
+        self.noise = Noise({name: p.shape for name, p in self.space.parameters.items()}, self.noise_rank)
+        self.solver = make_solver(config.solver, self.space.parameters, config.learning_rate, config.weight_decay)
+        #: Natural size of each parameter: the unit of sigma and of the step. Measured before the first step.
+        self.scales: dict[str, float] = {}
+        #: How a batch of members is evaluated; None is one member at a time.
+        self.form: Form | None = None if config.form == "sequential" else config.form
+        self.ready = False
+        self.stale = False
+
+    def make_space(self) -> Space:
+        return LoraSpace(self.problem.adapter, self.config.train)
+
+    @torch.no_grad()
+    def step(self, index: int) -> StepResult:
+        self._prepare()
+        batch = self.problem.draw(index)
+        raw = self._evaluate(index, batch)
+        combined = self.problem.rewards.combine(raw, batch.prompt_index)
+        samples = combined.unflatten(1, (len(batch.prompts), -1))
+        fitness = shape(samples, self.config.shaping, floor=self.config.floor)
+        if fitness.constant:
+            log.warning("step %d: nothing distinguishes the members' scores, so there is no update", index + 1)
+        moved, rate = self._update(index, fitness)
+        return StepResult(self._metrics(raw, combined, fitness, moved, rate))
+
+    def _prepare(self) -> None:
+        """Before the first step of a process: measure scales, refuse layers that do nothing, check the batching."""
+        if self.ready:
+            return
+        batch = self.problem.draw(0)
+        if not self.scales:
+            self.scales = dict.fromkeys(self.space.parameters, 1.0)
+            if self.config.sigma_scale == "relative":
+                self.scales = self.space.scales(lambda: self.problem.generate(batch.conditioning, batch.seeds))
+        two = self._member_noise(0, slice(0, 2))
+        checks.every_layer_matters(self.problem, self.space, two, batch, self.form)
+        if self.form is not None:
+            checks.batched_equals_sequential(self.problem, self.space, two, batch, self.form)
+        self.ready = True
+
+    def _evaluate(self, index: int, batch: Batch) -> dict[str, Tensor]:
+        """Raw scores by reward, each (N, images); every rank evaluates its own run of members."""
+        world = self.problem.world
+        share = -(-self.members.count // world.size)
+        first = min(world.rank * share, self.members.count)
+        mine = slice(first, min(first + share, self.members.count))
+        noise = self.problem.backend.noise(batch.seeds)
+        scores, self.problem.micro_batch = with_oom_retry(
+            lambda micro_batch: self._score(index, batch, noise, mine, micro_batch), self.problem.micro_batch
+        )
+        padding = (0, 0, 0, share - (mine.stop - mine.start))
+        return {
+            name: world.gather(torch.nn.functional.pad(values, padding, value=torch.nan))[: self.members.count]
+            for name, values in scores.items()
+        }
+
+    def _score(self, index: int, batch: Batch, noise: Tensor, mine: slice, micro_batch: int) -> dict[str, Tensor]:
+        """Scores (members, images) of a run of members, in chunks of at most ``micro_batch`` images."""
+        images = len(batch.seeds)
+        together = 1 if self.form is None else max(1, micro_batch // images)
+        scores = {
+            name: torch.empty(mine.stop - mine.start, images, device=self.device) for name in self.problem.rewards.names
+        }
+        for rows in split(mine.stop - mine.start, together):
+            perturbations = self._member_noise(index, slice(mine.start + rows.start, mine.start + rows.stop))
+            for columns in split(images, micro_batch):
+                chunk = Chunk(rows.stop - rows.start, columns.stop - columns.start)
+                part = Rows.of(batch, noise, columns, chunk.members)
+                pictures = self._render(perturbations, chunk, part)
+                for name, values in self.problem.rewards.score(pictures, part.conditioning.prompts).items():
+                    scores[name][rows, columns] = values.view(chunk.members, chunk.images)
+        return scores
+
+    def _render(self, perturbations: dict[str, Perturbation], chunk: Chunk, part: Rows) -> Tensor:
+        space = self.space
+        with space.member(perturbations) if self.form is None else space.population(perturbations, chunk, self.form):
+            return self.problem.render(part.conditioning, part.seeds, part.noise)
+
+    def _member_noise(self, index: int, members: slice) -> dict[str, Perturbation]:
+        """sigma E_i of some members, in parameter units."""
+        sigma = {name: self.config.sigma * scale for name, scale in self.scales.items()}
+        return self.members.draw(self.noise, self.seed, index, members, self.device, sigma)
+
+    def _update(self, index: int, fitness: Fitness) -> tuple[Tensor, float]:
+        """One solver step; returns its norm and the learning rate."""
+        config = self.config
+        rate = config.learning_rate * schedule(config.schedule, index / self.steps, config.final_fraction)
+        for group in self.solver.param_groups:
+            group["lr"] = rate * self.scales[group["name"]]
+        scale = step_scale(config.step_rule, config.sigma, int(fitness.used.sum()))
+        mean = mean_perturbation(self.noise, self.members, fitness, self.seed, index, sign_only=self.sign_update)
+        direction = {name: scale * value for name, value in mean.items()}
+        self.stale = True
+        return ascend(self.solver, self.space.parameters, direction, config.max_step_norm, config.max_norm), rate
+
+    def _metrics(
+        self, raw: dict[str, Tensor], combined: Tensor, fitness: Fitness, moved: Tensor, rate: float
+    ) -> dict[str, float]:
+        """Means over the population estimate the centre's: the perturbations have mean zero."""
+        members = combined.nanmean(1)
+        known = members[~members.isnan()]
+        known = known if len(known) else members.new_full((1,), torch.nan)
+        numbers = {f"reward/{name}": values[values.isfinite()].mean() for name, values in raw.items()}
+        numbers |= {
+            "population/mean": known.mean(),
+            "population/std": known.std() if len(known) > 1 else known.new_zeros(()),
+            "population/max": known.max(),
+            "population/min": known.min(),
+            "population/nonfinite": (~combined.isfinite()).any(1).float().mean(),
+            "fitness/constant": fitness.constant.float(),
+            "update/norm": moved,
+            "parameters/norm": norm(self.space.parameters.values()),
+        }
+        return {name: value.item() for name, value in numbers.items()} | {
+            "learning_rate": rate,
+            "sigma": self.config.sigma,
+        }
+
+    def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        self._commit()
+        return super().generate(conditioning, seeds)
+
+    def export(self, folder: Path) -> None:
+        self._commit()
+        super().export(folder)
+
+    def _commit(self) -> None:
+        if self.stale:
+            self.space.commit()
+        self.stale = False
+
+    def state(self) -> State:
+        state = super().state()
+        for name, parameter in self.space.parameters.items():
+            state.tensors[name] = parameter.detach().cpu().clone()
+            for key, value in self.solver.state[parameter].items():
+                state.tensors[f"solver.{key}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
+        state.values["scales"] = dict(self.scales)
+        return state
+
+    def load_state(self, state: State) -> None:
+        super().load_state(state)
+        self.stale = True
+        self.scales = dict(state.values["scales"])
+        for name, parameter in self.space.parameters.items():
+            parameter.data.copy_(state.tensors[name])
+            for key, value in state.tensors.items():
+                if key.startswith("solver.") and key.endswith(f".{name}"):
+                    slot = key.removeprefix("solver.").removesuffix(f".{name}")
+                    self.solver.state[parameter][slot] = value.to(parameter.device if value.ndim else "cpu").clone()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The batch of one forward: some images of the step, once for every member of the chunk, member-major."""
+
+    conditioning: Conditioning
+    seeds: list[int]
+    noise: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, noise: Tensor, columns: slice, members: int) -> Rows:
+        index = torch.arange(columns.start, columns.stop).repeat(members)
+        return cls(batch.conditioning[index], batch.seeds[columns] * members, noise[index.to(noise.device)])
+
+
+class OpenES(EvolutionStrategy):
+    """OpenAI-ES: full-rank Gaussian perturbations."""
+
+    Config = OpenESConfig
+
+
+class Eggroll(EvolutionStrategy):
+    """EGGROLL: low-rank perturbations."""
+
+    Config = EggrollConfig
+
+    def setup(self, problem: Problem) -> None:
+        self.noise_rank, self.sign_update = self.config.noise_rank, self.config.sign_update
+        super().setup(problem)
+
+    def make_space(self) -> Space:
+        return WeightSpace(self.problem.adapter) if self.config.parameters == "weights" else super().make_space()

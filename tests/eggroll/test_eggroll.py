@@ -1,0 +1,296 @@
+"""The optimizers on the toy world of the shared fixtures: two linear layers, exact rewards."""
+
+import json
+
+import pytest
+import torch
+import toy
+from safetensors.torch import load_file
+
+import t2ialign
+from t2ialign import SpecError, UsageError, plugins, runner
+from t2ialign import spec as specs
+from t2ialign.conditioning import Conditioning
+from t2ialign.distributed import World
+from t2ialign.problem import assemble, load_optimizer
+from t2ialign.progress import Display
+from t2ialign_eggroll import plugin
+from t2ialign_eggroll.config import EggrollConfig
+
+
+class Biased(toy.ToyBackend):
+    """The toy model with a constant part in its text, which a LoRA can turn into a shift of the colours."""
+
+    def encode(self, prompts):
+        conditioning = super().encode(prompts)
+        return Conditioning(conditioning.prompts, {k: 3 + 0.3 * t for k, t in conditioning.tensors.items()})
+
+
+class Plugin:
+    @staticmethod
+    @t2ialign.hookimpl
+    def t2ialign_backends(register):
+        register("toy-biased", Biased, provides={"diffusion", "denoiser", "lora", "one-step"})
+
+
+QUIET = Display(quiet=True)
+SMALL = {"kind": "eggroll", "population": 6}
+
+
+@pytest.fixture
+def eggroll_spec(toy_spec, tmp_path, monkeypatch):
+    """Write and load a toy spec with our optimizers registered; keyword arguments replace tables."""
+    found = plugins.load(
+        [toy.entry_point("toy", toy), toy.entry_point("eggroll", plugin), toy.entry_point("b", Plugin)]
+    )
+    monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+
+    def load(optimizer=SMALL, run=None, **tables):
+        tables["run"] = {"steps": 4, "out": str(tmp_path / "runs"), **(run or {})}
+        tables = {"prompts": {"file": "prompts.txt", "per_step": 3, "images_per_prompt": 2}, **tables}
+        return specs.load(toy_spec(optimizer=optimizer, **tables))
+
+    return load
+
+
+def ready(spec, world=None):
+    problem = assemble(spec, world)
+    return load_optimizer(problem)
+
+
+def fitness_of(spec, steps=1):
+    optimizer = ready(spec)
+    lines = [optimizer.step(index).metrics for index in range(steps)]
+    return lines, optimizer.state().tensors
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"kind": "eggroll", "population": 16},
+        {"kind": "open-es", "population": 16},
+        {"kind": "eggroll", "population": 16, "parameters": "weights"},
+        {"kind": "eggroll", "population": 16, "train": ["A", "B"], "noise_rank": 2},
+        {"kind": "eggroll", "population": 16, "sigma_scale": "absolute", "sigma": 0.05, "learning_rate": 4.0},
+        {"kind": "eggroll", "population": 16, "solver": "adam", "learning_rate": 0.1, "shaping": "zscore"},
+        {"kind": "eggroll", "population": 15, "shaping": "centred-rank", "step_rule": "eggroll", "learning_rate": 2.0},
+        {"kind": "eggroll", "population": 16, "antithetic": False, "shaping": "prompt-zscore"},
+    ],
+    ids=lambda o: "-".join(str(v) for v in o.values()),
+)
+def test_the_reward_rises_on_held_out_noise(eggroll_spec, optimizer):
+    backend = {
+        "kind": "toy-biased",
+        "checkpoint": "some/model",
+        "dtype": "float32",
+        "lora": {"rank": 1, "init": "activations"},
+    }
+    run = runner.start(eggroll_spec(optimizer, run={"steps": 30}, backend=backend), QUIET)
+    gain = json.loads((run.path / "evaluation" / "summary.json").read_text())["paired"]["tuned"]["toy-redness"]
+    assert gain["difference"] > 5 * gain["se"] > 0
+    assert gain["difference"] > 0.01
+
+
+@pytest.mark.parametrize("form", ["materialised", "factored", "merged", "sequential"])
+def test_forms_agree(eggroll_spec, form):
+    expected, tensors = fitness_of(eggroll_spec(), 2)
+    found, others = fitness_of(eggroll_spec({**SMALL, "form": form}), 2)
+    for line, other in zip(expected, found, strict=True):
+        assert other == pytest.approx(line, rel=1e-4, abs=1e-6)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 7, 64])
+@pytest.mark.parametrize("parameters", ["lora", "weights"])
+def test_the_micro_batch_changes_nothing(eggroll_spec, micro_batch, parameters):
+    optimizer = {**SMALL, "parameters": parameters}
+    expected, tensors = fitness_of(eggroll_spec(optimizer, run={"micro_batch": 12}), 2)
+    found, others = fitness_of(eggroll_spec(optimizer, run={"micro_batch": micro_batch}), 2)
+    for line, other in zip(expected, found, strict=True):
+        assert other == pytest.approx(line, rel=1e-4, abs=1e-6)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+class Ranks(World):
+    """One of several processes that take turns: ``gather`` joins what the others left in ``box``."""
+
+    def __init__(self, rank, box):
+        super().__init__(rank, 2)
+        object.__setattr__(self, "box", box)
+
+    def gather(self, tensor):
+        self.box[self.rank] = tensor
+        return torch.cat([self.box.get(rank, torch.full_like(tensor, torch.nan)) for rank in range(self.size)])
+
+
+@pytest.mark.parametrize("population", [6, 7])
+def test_ranks_share_the_population(eggroll_spec, population):
+    """The scores that two ranks gather are those that one process computes."""
+    spec = eggroll_spec({"kind": "eggroll", "population": population})
+    alone = ready(spec)
+    alone._prepare()
+    expected = alone._evaluate(0, alone.problem.draw(0))
+    box = {}
+    for rank in range(2):
+        member = ready(spec, Ranks(rank, box))
+        member._prepare()
+        found = member._evaluate(0, member.problem.draw(0))
+    for name, scores in expected.items():
+        assert scores.isfinite().all()
+        torch.testing.assert_close(found[name], scores)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+@pytest.mark.parametrize("parameters", ["lora", "weights"])
+def test_a_resumed_run_equals_an_uninterrupted_one(eggroll_spec, solver, parameters):
+    spec = eggroll_spec({**SMALL, "solver": solver, "parameters": parameters})
+    whole = ready(spec)
+    first = ready(spec)
+    for index in range(2):
+        whole.step(index)
+        first.step(index)
+    second = ready(spec)
+    second.load_state(first.state())
+    for index in (2, 3):
+        assert second.step(index) == whole.step(index)
+    for name, tensor in whole.state().tensors.items():
+        assert torch.equal(second.state().tensors[name], tensor)
+
+
+def test_evaluation_leaves_every_weight_bit_identical(eggroll_spec):
+    for form in ("auto", "sequential"):
+        optimizer = ready(eggroll_spec({**SMALL, "form": form}))
+        module = optimizer.problem.adapter.module
+        before = {name: p.detach().clone() for name, p in module.named_parameters()}
+        optimizer._prepare()
+        optimizer._evaluate(0, optimizer.problem.draw(0))
+        for name, p in module.named_parameters():
+            assert torch.equal(p, before[name])
+
+
+def test_a_broken_member_is_dropped_and_reported(eggroll_spec):
+    spec = eggroll_spec(
+        reward=[{"kind": "toy-redness"}, {"kind": "toy-broken"}],
+        run={"steps": 2, "nonfinite": "drop"},
+        prompts={"file": "prompts.txt", "per_step": 5, "images_per_prompt": 1},
+    )
+    (line, *_), tensors = fitness_of(spec)
+    assert line["population/nonfinite"] == 1.0  # 'blue' is NaN for every member: that prompt counts for nothing
+    assert line["update/norm"] > 0
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_constant_reward_makes_no_update_and_warns(eggroll_spec, caplog):
+    spec = eggroll_spec(reward=[{"kind": "toy-redness", "normalise": "range", "range": [-1e30, 1e30]}])
+    (line, *_), _ = fitness_of(spec)
+    assert line["fitness/constant"] == 1.0
+    assert line["update/norm"] == 0.0
+    assert "no update" in caplog.text
+
+
+def test_relative_sigma_is_the_relative_change_of_a_layers_output(eggroll_spec):
+    optimizer = ready(eggroll_spec({"kind": "eggroll", "population": 400, "sigma": 0.3}))
+    problem = optimizer.problem
+    optimizer._prepare()
+    layer = problem.adapter.layers["0"]
+    inputs = []
+    handle = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    batch = problem.draw(0)
+    problem.generate(batch.conditioning, batch.seeds)
+    handle.remove()
+    x = torch.cat(inputs)
+    noise = optimizer._member_noise(0, slice(0, 400))["0.lora_B.weight"].dense()
+    hidden = x @ layer.lora_A["default"].weight.detach().T
+    change = problem.adapter.scaling * torch.einsum("nor,br->nbo", noise, hidden)
+    base = layer.base_layer(x)
+    # Each of the r = 2 columns of B changes the output by sigma.
+    assert change.square().mean().sqrt() / base.square().mean().sqrt() == pytest.approx(0.3 * 2**0.5, rel=0.1)
+
+
+def test_a_bypassed_layer_is_refused_by_name(eggroll_spec, monkeypatch):
+    def bypass(self, x, t):
+        text = self.conditioning.tensors["prompt_embeds"]
+        hidden = torch.tanh(self.net[0](torch.cat([x.flatten(1), text], 1)))
+        second = getattr(self.net[2], "base_layer", self.net[2])
+        return toy.t2ialign.Prediction((hidden @ second.weight.T + second.bias).view_as(x), x)
+
+    monkeypatch.setattr(toy.ToyDenoiser, "predict", bypass)
+    for form in ("auto", "sequential"):
+        optimizer = ready(eggroll_spec({**SMALL, "form": form, "sigma_scale": "absolute"}))
+        with pytest.raises(UsageError, match=r"perturbation of 2 changes no image.*backend\.lora\.targets"):
+            optimizer.step(0)
+    with pytest.raises(UsageError, match="2 gives nothing but zeros, or are never called"):
+        ready(eggroll_spec()).step(0)
+
+
+def test_a_wrong_row_layout_is_caught(eggroll_spec, monkeypatch):
+    """A backend that shuffles its batch without announcing it."""
+
+    def shuffled(self, x, t):
+        text = self.conditioning.tensors["prompt_embeds"]
+        x0 = self.net(torch.cat([x.flatten(1), text], 1).flip(0)).flip(0)
+        return toy.t2ialign.Prediction(x0.view_as(x), x)
+
+    monkeypatch.setattr(toy.ToyDenoiser, "predict", shuffled)
+    with pytest.raises(toy.t2ialign.T2IAlignError, match=r"one batch differ.*sequential"):
+        ready(eggroll_spec()).step(0)
+    ready(eggroll_spec({**SMALL, "form": "sequential"})).step(0)
+
+
+def test_weights_mode_delivers_the_nearest_lora(eggroll_spec):
+    optimizer = ready(eggroll_spec({**SMALL, "parameters": "weights"}, run={"steps": 5}))
+    for index in range(5):
+        optimizer.step(index)
+    batch = optimizer.problem.draw(0)
+    optimizer.generate(batch.conditioning, batch.seeds)
+    for name, layer in optimizer.problem.adapter.layers.items():
+        delta = optimizer.space.parameters[f"{name}.weight"].detach()
+        u, s, vh = torch.linalg.svd(delta)
+        best = u[:, :2] * s[:2] @ vh[:2]
+        lora = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * optimizer.problem.adapter.scaling
+        torch.testing.assert_close(lora.detach(), best, rtol=1e-3, atol=1e-5)
+
+
+def test_caps_hold(eggroll_spec):
+    (first, second), _ = fitness_of(
+        eggroll_spec({**SMALL, "max_step_norm": 1e-3, "max_norm": 1.5e-3, "learning_rate": 10.0}), 2
+    )
+    assert first["update/norm"] == pytest.approx(1e-3, rel=1e-3)
+    assert second["parameters/norm"] <= 1.5e-3 * (1 + 1e-4)
+
+
+def test_the_learning_rate_follows_the_schedule(eggroll_spec):
+    lines, _ = fitness_of(eggroll_spec({**SMALL, "schedule": "linear", "final_fraction": 0.0}), 4)
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.5, 0.375, 0.25, 0.125])
+
+
+def test_export_loads_in_a_fresh_backend(eggroll_spec):
+    for parameters in ("lora", "weights"):
+        run = runner.start(eggroll_spec({**SMALL, "parameters": parameters}), QUIET)
+        tensors = load_file(run.path / "export" / "pytorch_lora_weights.safetensors")
+        assert {"transformer.0.lora_A.weight", "transformer.0.lora_B.weight"} <= tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"population": 1}, "optimizer.population"),
+        ({"antithetic": False}, "set antithetic = true"),
+        ({"train": ["A"]}, "must include 'B'"),
+        ({"shaping": "zscored"}, "zscore"),
+        ({"sigma": -1.0}, "optimizer.sigma"),
+    ],
+)
+def test_bad_options_are_one_clear_error(eggroll_spec, options, message):
+    with pytest.raises(SpecError, match=message):
+        eggroll_spec({**SMALL, **options})
+
+
+def test_the_plan_counts_images_and_forwards(eggroll_spec):
+    spec = eggroll_spec({"kind": "eggroll", "population": 10}, run={"micro_batch": 13})
+    plan = EggrollConfig(population=10).plan(spec)
+    assert plan.images_per_step == 60
+    assert plan.notes["forwards per step"] == "5"  # 6 images a member, 2 members a forward
