@@ -9,31 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from worlds import WORLD
 
 ROOT = Path(__file__).parents[2]
-WORLD = """
-[run]
-steps = 1
-out = "OUT"
-[backend]
-kind = "sana-sprint"
-checkpoint = "pkg:t2ialign_shapes/checkpoints/sprint-washed"
-dtype = "float32"
-complex_human_instruction = false
-[backend.lora]
-rank = 1
-targets = ["attn2.to_out.0"]
-[sampler]
-kind = "one-step"
-[optimizer]
-kind = "eggroll"
-population = 4
-[[reward]]
-kind = "shapes-graded"
-[prompts]
-file = "pkg:t2ialign_shapes/prompts/train.txt"
-per_step = 2
-"""
 
 
 def t2ialign(*arguments: str | Path, code: str | None = None, **options) -> subprocess.CompletedProcess[str]:

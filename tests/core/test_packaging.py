@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from worlds import WORLD
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -55,8 +56,6 @@ def test_the_documented_plugin_is_listed(documented):
 
 
 def test_the_documented_plugin_is_used_in_a_run(documented, tmp_path):
-    from test_cli import WORLD
-
     spec = tmp_path / "spec.toml"
     reward = 'kind = "redness"\ngain = 2.0\n'
     spec.write_text(WORLD.replace("OUT", str(tmp_path / "runs")).replace('kind = "shapes-graded"\n', reward))
