@@ -55,18 +55,22 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def write_tokenizer(folder: Path, size: int, limit: int, begin: int, end: int) -> None:
-    """A tokenizer whose word "t7" has id 7."""
+def _write_tokenizer(folder: Path, size: int, limit: int, begin: int, end: int) -> None:
+    """A tokenizer whose word "t07" has id 7 (two digits, since special tokens are found inside longer words)."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({f"t{i}": i for i in range(size)}, unk_token="t0"))
+    tokenizer = Tokenizer(models.WordLevel({f"t{i:02d}": i for i in range(size)}, unk_token="t00"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"t{begin} $A t{end}", special_tokens=[(f"t{begin}", begin), (f"t{end}", end)]
+        single=f"t{begin:02d} $A t{end:02d}", special_tokens=[(f"t{begin:02d}", begin), (f"t{end:02d}", end)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="t0", eos_token=f"t{end}", pad_token=f"t{end}", model_max_length=limit
+        tokenizer_object=tokenizer,
+        unk_token="t00",
+        eos_token=f"t{end:02d}",
+        pad_token=f"t{end:02d}",
+        model_max_length=limit,
     ).save_pretrained(folder)
 
 
@@ -82,12 +86,12 @@ def words() -> Callable[..., str]:
 
 
 def _words(ids: Sequence[int] | Tensor, end: int = 63) -> str:
-    """The prompt that ``write_tokenizer``'s tokenizer turns into these ids."""
+    """The prompt that ``_write_tokenizer``'s tokenizer turns into these ids."""
     inner = [int(i) for i in ids][1:]
-    return " ".join(f"t{i}" for i in inner[: inner.index(end)])
+    return " ".join(f"t{i:02d}" for i in inner[: inner.index(end)])
 
 
-def write_clip_base(folder: Path, sizes: dict[str, Any]) -> Path:
+def _write_clip_base(folder: Path, sizes: dict[str, Any]) -> Path:
     """config.json and tokenizer of a tiny CLIP, without weights."""
     from transformers import CLIPConfig
 
@@ -95,19 +99,31 @@ def write_clip_base(folder: Path, sizes: dict[str, Any]) -> Path:
     CLIPConfig(
         text_config=sizes["text"] | tokens, vision_config=sizes["vision"], projection_dim=sizes["projection_dim"]
     ).save_pretrained(folder)
-    write_tokenizer(folder, sizes["text"]["vocab_size"], limit=16, begin=62, end=63)
+    _write_tokenizer(folder, sizes["text"]["vocab_size"], limit=16, begin=62, end=63)
     return folder
 
 
 def _write_clip(folder: Path, weights: dict[str, Tensor], sizes: dict[str, Any]) -> Path:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return write_clip_base(folder, sizes)
+    return _write_clip_base(folder, sizes)
 
 
 @pytest.fixture(scope="session")
 def write_clip() -> Callable[..., Path]:
     """Writes a CLIP model in the transformers format: (folder, weights, sizes) -> folder."""
     return _write_clip
+
+
+@pytest.fixture(scope="session")
+def write_clip_base() -> Callable[..., Path]:
+    """Writes config.json and tokenizer of a CLIP model: (folder, sizes) -> folder."""
+    return _write_clip_base
+
+
+@pytest.fixture(scope="session")
+def write_tokenizer() -> Callable[..., None]:
+    """Writes a tokenizer whose word "t07" has id 7: (folder, size, limit, begin, end)."""
+    return _write_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -122,3 +138,13 @@ def pick_folder(tmp_path_factory: pytest.TempPathFactory, golden: Callable[[str]
     """The golden PickScore model."""
     data = golden("clip")
     return _write_clip(tmp_path_factory.mktemp("pick"), data.below("pick_weights."), data.metadata["config_pick"])
+
+
+@pytest.fixture(scope="session")
+def clip_vocabulary() -> Any:
+    """CLIP's tokenizer with the entries that the golden prompts need."""
+    from transformers import CLIPTokenizer
+
+    content = json.loads((GOLDEN / "clip_bpe_subset.json").read_text(encoding="utf-8"))
+    merges = [tuple(pair) for pair in content["merges"]]
+    return CLIPTokenizer(vocab=content["vocab"], merges=merges, model_max_length=77)

@@ -102,11 +102,11 @@ def test_definitions_of_clipscore(data, clip_folder, prompts, options, expected)
 
 def test_long_prompt_is_cut_with_one_warning(data, clip_folder, caplog):
     reward = clipscore(clip_folder, revision="long")  # a tower of its own, so that no other test took the warning
-    long = " ".join(f"t{3 + i}" for i in range(40))
-    cut = " ".join(f"t{3 + i}" for i in range(14))
+    long = " ".join(f"t{3 + i:02d}" for i in range(40))
+    cut = " ".join(f"t{3 + i:02d}" for i in range(14))
     image = data.images()[:1]
     with caplog.at_level(logging.WARNING, "t2ialign_rewards.text"):
-        scores = [reward.score(image, [text]) for text in (long, f"{long} t9", cut)]
+        scores = [reward.score(image, [text]) for text in (long, f"{long} t09", cut)]
     torch.testing.assert_close(scores[0], scores[2], atol=0, rtol=0)
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "a prompt of 42 tokens is cut to the model's 16, here and in future"
@@ -143,9 +143,9 @@ def test_missing_and_left_over_weights_are_reported(data, tmp_path, write_clip):
     weights["text_model.extra"] = weights.pop("text_projection.weight")
     folder = write_clip(tmp_path, weights, data.metadata["config_clip"])
     with pytest.raises(UsageError, match=r"1 missing \(text_projection.weight\); 1 unexpected \(text_model.extra\)"):
-        clipscore(folder).score(torch.rand(1, 3, 32, 32), ["t5"])
+        clipscore(folder).score(torch.rand(1, 3, 32, 32), ["t05"])
 
 
 def test_folder_without_a_model(tmp_path):
     with pytest.raises(UsageError, match=r"no model\.safetensors"):
-        clipscore(tmp_path).score(torch.rand(1, 3, 32, 32), ["t5"])
+        clipscore(tmp_path).score(torch.rand(1, 3, 32, 32), ["t05"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from t2ialign_rewards.preprocess import Preprocess, channel_statistics
 from t2ialign_rewards.text import Tokenizer, has_tokenizer
 
 CACHED_PROMPTS = 4096
+#: What a hub repository is asked for when only its settings and tokenizer are needed.
+SETTINGS = ("*.json", "*.txt")
 
 
 class ClipImages(nn.Module):
@@ -74,14 +76,20 @@ def image_preprocess(config: NetworkConfig, folder: Path, size: int) -> Preproce
     return Preprocess(size, config.resize, config.interpolation, **channel_statistics(folder))
 
 
+def assemble(
+    clip: CLIPModel, config: NetworkConfig, folder: Path, words: Path, clean: Callable[[str], str] = str
+) -> ClipTower:
+    """A model with its preprocessing from ``folder`` and its tokenizer from ``words``."""
+    tokenizer = Tokenizer.load(words, clip.config.text_config.max_position_embeddings, clean)
+    return ClipTower(clip, tokenizer, image_preprocess(config, folder, clip.config.vision_config.image_size))
+
+
 def load_tower(config: ClipConfig) -> ClipTower:
     """The CLIP model, tokenizer and preprocessing that a config names, on the CPU."""
     folder = weights.model_folder(config.model, config.revision)
-    settings = CLIPConfig.from_pretrained(folder)
-    clip = weights.from_folder(CLIPModel, settings, folder, config.dtype)
-    words = folder if has_tokenizer(folder) else checkpoints.resolve(config.tokenizer, patterns=("*.json", "*.txt"))
-    tokenizer = Tokenizer.load(words, settings.text_config.max_position_embeddings)
-    return ClipTower(clip, tokenizer, image_preprocess(config, folder, settings.vision_config.image_size))
+    clip = weights.from_folder(CLIPModel, CLIPConfig.from_pretrained(folder), folder, config.dtype)
+    words = folder if has_tokenizer(folder) else checkpoints.resolve(config.tokenizer, patterns=SETTINGS)
+    return assemble(clip, config, folder, words)
 
 
 _shared: WeakValueDictionary[tuple[object, ...], ClipTower] = WeakValueDictionary()

@@ -81,3 +81,80 @@ class NoArtifactsConfig(ClipTextConfig):
         "blurry, low resolution, noisy, pixelated, washed out colors, oversaturated ",
         description="text that a good image is far from",
     )
+
+
+class HpsConfig(NetworkConfig):
+    """``hps``: cosine in the CLIP space of HPSv2, about 0.2 to 0.35."""
+
+    version: Literal["v2", "v2.1"] = Field("v2.1", description="their values are not comparable")
+    checkpoint: Checkpoint = Field(
+        "xswu/HPSv2", description="hub id or folder with HPS_v2_compressed.pt or HPS_v2.1_compressed.pt, or that file"
+    )
+    base: Checkpoint = Field(CLIP_H, description="CLIP model whose config.json and tokenizer the weights belong to")
+    resize: Resize = Field(
+        "letterbox", description="'letterbox' as in the authors' benchmark, 'crop' as in ReNO; the same for squares"
+    )
+
+
+class ImageRewardConfig(NetworkConfig):
+    """``imagereward``: about standard normal over generated images."""
+
+    checkpoint: Checkpoint = Field(
+        "THUDM/ImageReward", description="hub id or folder with ImageReward.pt or .safetensors, or that file"
+    )
+    tokenizer: Checkpoint = Field("google-bert/bert-base-uncased", description="BERT tokenizer")
+
+
+class AestheticConfig(NetworkConfig):
+    """``aesthetic``: 1 to 10, mostly 4 to 7; the prompt plays no part."""
+
+    model: Checkpoint = Field("openai/clip-vit-large-patch14", description="CLIP model whose image embedding is read")
+    head: str = Field(
+        "sac+logos+ava1",
+        pattern=r"^(sac\+logos\+ava1|ava\+logos|.+\.(pth|pt|safetensors))$",
+        description="'sac+logos+ava1' (DDPO, DAV, RL-EPD), 'ava+logos' (ReNO), or the file of a linearMSE head of the"
+        " improved aesthetic predictor; scores of different heads are not comparable",
+    )
+
+
+class MpsConfig(NetworkConfig):
+    """``mps``: about 5 to 16."""
+
+    checkpoint: Checkpoint = Field(
+        description="MPS_overall.safetensors, or a folder with it; made from the released checkpoint by"
+        " 'python -m t2ialign_rewards.convert_mps'"
+    )
+    base: Checkpoint = Field(CLIP_H, description="CLIP model whose config.json and tokenizer the weights belong to")
+    condition: str = Field(
+        "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance,"
+        " texture, quantity, attributes, position, number, location, word, things.",
+        min_length=1,
+        description="what to judge, in words; the default is the authors' overall preference",
+    )
+    threshold: float = Field(
+        0.3,
+        ge=0,
+        lt=1,
+        description="prompt tokens of a lower relevance to the condition are not looked at; 0.3 in the authors'"
+        " evaluation, 0.01 in their pairwise code",
+    )
+
+
+class JpegConfig(Config):
+    """``jpeg-incompressibility`` and ``jpeg-compressibility``: plus or minus the size of the JPEG in kB."""
+
+    quality: int = Field(95, ge=1, le=100, description="JPEG quality")
+    per_megapixel: bool = Field(False, description="kB per million pixels, comparable between image sizes")
+
+
+class RemoteConfig(Config):
+    """``remote``: scores from an HTTP service."""
+
+    url: str = Field(pattern=r"^https?://\S+$", description="where to POST")
+    batch: int = Field(16, ge=1, description="images per request")
+    timeout: float = Field(60.0, gt=0, description="seconds to wait for one answer")
+    retries: int = Field(3, ge=0, description="further tries when the service is unreachable, late or says 429 or 5xx")
+    backoff: float = Field(1.0, ge=0, description="seconds before the first further try; doubled for each next one")
+    token_variable: str | None = Field(
+        None, description="environment variable whose value is sent as 'Authorization: Bearer ...'"
+    )

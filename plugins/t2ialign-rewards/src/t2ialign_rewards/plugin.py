@@ -49,3 +49,49 @@ def t2ialign_rewards(register: Callable[..., Any]) -> None:
         summary="1 - (cos + 1) / 2 of image and a text that names defects, CLIP ViT-B/32 (HyperscaleES)",
         provides=DIFFERENTIABLE,
     )
+    register(
+        "hps",
+        "t2ialign_rewards.hps:Hps",
+        config=config.HpsConfig,
+        summary="HPSv2 and HPSv2.1: human preference, cosine, about 0.20 to 0.35",
+        provides=DIFFERENTIABLE,
+    )
+    register(
+        "imagereward",
+        "t2ialign_rewards.imagereward:ImageReward",
+        config=config.ImageRewardConfig,
+        summary="ImageReward v1.0: human preference, about standard normal",
+        provides=DIFFERENTIABLE,
+    )
+    register(
+        "aesthetic",
+        "t2ialign_rewards.aesthetic:Aesthetic",
+        config=config.AestheticConfig,
+        summary="LAION aesthetic predictor on CLIP ViT-L/14, 1 to 10; no prompt",
+        provides=DIFFERENTIABLE,
+    )
+    register(
+        "mps",
+        "t2ialign_rewards.mps:Mps",
+        config=config.MpsConfig,
+        summary="Multi-dimensional preference score, overall, about 5 to 16",
+        provides=DIFFERENTIABLE,
+    )
+    register(
+        "jpeg-incompressibility",
+        "t2ialign_rewards.jpeg:JpegIncompressibility",
+        config=config.JpegConfig,
+        summary="Size of the JPEG in kB: more detail is better; no gradient",
+    )
+    register(
+        "jpeg-compressibility",
+        "t2ialign_rewards.jpeg:JpegCompressibility",
+        config=config.JpegConfig,
+        summary="Minus the size of the JPEG in kB: less detail is better; no gradient",
+    )
+    register(
+        "remote",
+        "t2ialign_rewards.remote:Remote",
+        config=config.RemoteConfig,
+        summary="Scores from an HTTP service (JSON, images as PNG); no gradient",
+    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import pickle
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.utils import logging
 
@@ -35,37 +38,70 @@ def model_folder(reference: str, revision: str | None = None) -> Path:
     return folder
 
 
+def find_file(reference: str, revision: str | None, names: Sequence[str]) -> Path:
+    """One weights file, downloaded on first use.
+
+    Args:
+        reference: the file itself, or a folder or hub id that has one of ``names`` (the first found is taken).
+
+    Raises:
+        UsageError: there is none.
+    """
+    place = checkpoints.resolve(reference, revision, names)
+    if place.is_file():
+        return place
+    for name in names:
+        if (place / name).is_file():
+            return place / name
+    raise UsageError(f"'{reference}' has none of the files {', '.join(names)}")
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors file, or of a pickle (.pt, .pth) read with ``weights_only=True``.
+
+    Raises:
+        UsageError: the pickle holds other things than tensors, or the file is damaged.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise UsageError(f"{file} is no file of plain tensors: {str(error).splitlines()[0]}") from error
+    content = content.get("state_dict", content)
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        raise UsageError(f"{file} is no state dict: it holds other things than tensors")
+    return content
+
+
 def from_folder(model_class: Any, config: Any, folder: Path, dtype: str, ignore: Iterable[str] = ()) -> Any:
     """A model with the weights of its transformers folder.
 
     Args:
         ignore: beginnings of the keys that the model has no place for.
     """
-    return _load(model_class, str(folder), None, config, dtype, str(folder), tuple(ignore))
+    return _load(model_class, str(folder), str(folder), tuple(ignore), config=config, dtype=dtype)
 
 
-def from_state(model_class: Any, config: Any, state: Mapping[str, Tensor], dtype: str, source: str) -> Any:
+def from_state(
+    model_class: Any, config: Any, state: Mapping[str, Tensor], dtype: str, source: str, **arguments: Any
+) -> Any:
     """A model with the given weights, whose keys are the model's.
 
     Args:
         source: where the weights come from, for the error message.
+        arguments: further arguments of the model's constructor.
     """
-    return _load(model_class, None, dict(state), config, dtype, source, ())
+    return _load(model_class, None, source, config=config, dtype=dtype, state_dict=dict(state), **arguments)
 
 
 def _load(
-    model_class: Any,
-    folder: str | None,
-    state: dict[str, Tensor] | None,
-    config: Any,
-    dtype: str,
-    source: str,
-    ignore: tuple[str, ...],
+    model_class: Any, folder: str | None, source: str, ignore: tuple[str, ...] = (), *, dtype: str, **arguments: Any
 ) -> Any:
     try:
         with _no_progress_bar():
             model, report = model_class.from_pretrained(
-                folder, config=config, state_dict=state, dtype=getattr(torch, dtype), output_loading_info=True
+                folder, dtype=getattr(torch, dtype), output_loading_info=True, **arguments
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"weights of {source} do not fit {model_class.__name__}: {error}") from error
