@@ -216,6 +216,8 @@ class _Parser:
             if CHECKPOINT not in field.metadata:
                 continue
             reference = getattr(config, name)
+            if reference is None:
+                continue
             if wrong := checkpoints.check(reference, self.folder):
                 self._problem(f"{key}.{name}", show(reference), f"{wrong}.")
             elif not reference.startswith("pkg:") and (found := checkpoints.local_path(reference, self.folder)):
