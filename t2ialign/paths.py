@@ -142,6 +142,10 @@ class FlowPath(LinearPath):
     def from_timestep(self, timestep: Tensor) -> Tensor:
         return timestep.float() / self.train_steps
 
+    def prior(self, noise: Tensor, t: Tensor | float | None = None) -> Tensor:
+        """The noise itself, also where a grid begins a little below 1: as models were trained and diffusers samples."""
+        return noise
+
 
 class VPPath(DiffusionPath):
     """The discrete variance-preserving path of SD and PixArt, made continuous: t is the training timestep.

@@ -6,22 +6,23 @@ The model is a Gaussian mixture, whose denoiser is known in closed form.
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+
+from t2ialign import Denoiser, Prediction
+from t2ialign.conditioning import Conditioning
+from t2ialign.paths import FlowPath, TrigFlowPath, VPPath
 from t2ialign_solvers import schedules
 from t2ialign_solvers.config import Dpm2Config, EpdConfig, IpndmConfig, OdeConfig, ScheduleConfig, TwoStageConfig
 from t2ialign_solvers.epd import Epd
 from t2ialign_solvers.multistep import Ipndm
 from t2ialign_solvers.single_step import Dpm2, Euler, Heun
 from t2ialign_solvers.table import SolverTable
-
-from t2ialign import Denoiser, Prediction
-from t2ialign.conditioning import Conditioning
-from t2ialign.paths import FlowPath, TrigFlowPath, VPPath
 
 FILE = Path(__file__).parents[1] / "golden/epd_solvers.safetensors"
 GOLDEN = load_file(FILE)
@@ -78,8 +79,7 @@ def sampler_of(name, case):
     if case.get("denoise_to_zero"):
         knots = torch.cat([knots, torch.zeros(1, dtype=knots.dtype)])
     if case["solver"] == "dpm":  # DPM-Solver-2 on a finer grid
-        ends = zip(knots[:-1], knots[1:], strict=True)
-        parts = [schedules.polynomial(case["inner_steps"], start, end, 7)[:-1] for start, end in ends]
+        parts = [schedules.polynomial(case["inner_steps"], start, end, 7)[:-1] for start, end in pairwise(knots)]
         knots = torch.cat([*parts, knots[-1:]])
     if f"{name}.r" in GOLDEN or f"{name.replace('epdpar', 'epd')}.r" in GOLDEN:
         sampler = Epd(EpdConfig(**options, probes_per_call=1 if case["solver"] == "epd" else None))
@@ -94,7 +94,7 @@ def sampler_of(name, case):
         sampler = Heun(TwoStageConfig())
     else:
         sampler = Ipndm(IpndmConfig(order=case["max_order"]))
-    sampler.knots = lambda denoiser: knots
+    sampler.knots = lambda path: knots
     return sampler
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated, Any, Literal
+
 from pydantic import Field
 
 from t2ialign import Requirements, SamplerConfig
+from t2ialign.checkpoints import local_path
+from t2ialign.config import CHECKPOINT
+
+Schedule = Literal["native", "polynomial", "logsnr", "time_uniform", "discrete", "flowmatch"]
 
 
 class OneStepConfig(SamplerConfig):
@@ -24,3 +31,100 @@ class ConsistencyConfig(SamplerConfig):
 
     def requires(self) -> Requirements:
         return {"backend": {"one-step"} if self.steps == 1 else {"multi-step"}}
+
+
+class ScheduleConfig(SamplerConfig):
+    """Number and spacing of the steps, for every solver."""
+
+    steps: int = Field(20, ge=1, description="intervals from noise to data")
+    schedule: Schedule = Field(
+        "native",
+        description="'native': the checkpoint's own grid; 'polynomial' (EDM), 'logsnr', 'time_uniform', 'discrete'"
+        " (even in model time), or 'flowmatch' (rectified flow)",
+    )
+    rho: float | None = Field(
+        None, gt=0, description="exponent; default 7 for 'polynomial', 1 for 'time_uniform' and 'discrete'"
+    )
+    to_zero: bool = Field(
+        True,
+        description="the last interval goes to noise level 0; else the grid ends at the model's smallest."
+        " The 'native' grid decides for itself",
+    )
+
+    def evaluations(self) -> int:
+        return self.steps
+
+
+class DdimConfig(ScheduleConfig):
+    """``kind = "ddim"``."""
+
+    eta: float = Field(0.0, ge=0, le=1, description="stochasticity: 0 deterministic, 1 ancestral (DDPM)")
+
+    def provides(self) -> set[str]:
+        return {"stochastic"} if self.eta > 0 else set()
+
+
+class OdeConfig(ScheduleConfig):
+    """Options of all ODE solvers."""
+
+    afs: bool = Field(False, description="analytic first step: the first direction is guessed without the network")
+
+    def evaluations(self) -> int:
+        return self.steps - self.afs
+
+
+class TwoStageConfig(OdeConfig):
+    """``kind = "heun"``: two evaluations an interval, one in an interval to zero."""
+
+    def evaluations(self) -> int:
+        return 2 * self.steps - self.to_zero - self.afs
+
+
+class Dpm2Config(TwoStageConfig):
+    """``kind = "dpm2"``."""
+
+    midpoint: float = Field(0.5, gt=0, lt=1, description="where the second evaluation lies, geometrically")
+
+
+class IpndmConfig(OdeConfig):
+    """``kind = "ipndm"``."""
+
+    order: int = Field(4, ge=1, le=4, description="Adams-Bashforth order")
+
+
+class EpdConfig(OdeConfig):
+    """``kind = "epd"``."""
+
+    table: Annotated[str | None, CHECKPOINT] = Field(
+        None, description="solver table (JSON); it decides steps, points and schedule. Default: a symmetric start table"
+    )
+    steps: int = Field(10, ge=1, description="intervals, without a table")
+    points: int = Field(2, ge=1, description="parallel probes per interval, without a table")
+    to_zero: bool = Field(False, description="one more evaluation after the table's last interval takes the noise to 0")
+    probes_per_call: int | None = Field(
+        None,
+        ge=1,
+        description="probes in one network call; default: all. Fewer need less memory, results do not change",
+    )
+
+    def evaluations(self) -> int:
+        steps, points = self.steps, self.points
+        if self.table is not None and (path := local_path(self.table)) is not None:
+            positions = json.loads(path.read_text(encoding="utf-8"))["positions"]
+            steps, points = len(positions), len(positions[0])
+        return (1 + points) * steps + self.to_zero - self.afs
+
+
+class DiffusersConfig(SamplerConfig):
+    """``kind = "diffusers"``."""
+
+    scheduler: str = Field(
+        pattern=r"^\w+Scheduler$", description="class name in diffusers, for example UniPCMultistepScheduler"
+    )
+    steps: int = Field(20, ge=1, description="num_inference_steps")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the scheduler, over the checkpoint's own configuration"
+    )
+
+    def evaluations(self) -> int:
+        return self.steps
