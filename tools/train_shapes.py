@@ -6,7 +6,7 @@ Stages, in order; each loads what the earlier ones left in the work directory, t
 itself, and does nothing if it is already complete. A killed run continues where it stopped.
 
     autoencoder   pixels to latents                            about  3 minutes
-    sprint        the one-step generator                       about 55
+    sprint        the one-step generator                       about 25
     washed        the same, continued on faded pictures        about  2
     clip          a CLIP on clean renders                      about  5
     reward        that CLIP, tuned on generator output         about  3

@@ -101,9 +101,9 @@ def test_fading_hides_objects_from_the_detector():
     generator = generator_for("fading")
     captions, noise = draw_captions(300, generator), draw_noise(300, generator)
     layout = couple(captions, noise, fade=True)
-    assert layout.contrast.min() >= 0.4
-    assert layout.contrast.max() <= 1.0
-    assert 0.35 <= detector.check(render(layout), captions).float().mean() <= 0.6
+    assert layout.contrast.min() >= 0.35
+    assert layout.contrast.max() <= 0.95
+    assert 0.3 <= detector.check(render(layout), captions).float().mean() <= 0.5
 
 
 def test_area_under_curve_counts_ordered_pairs():

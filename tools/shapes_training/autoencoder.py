@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderDC
+from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
 
 from shapes_training.data import draw_captions
@@ -57,14 +58,20 @@ def encode(model: AutoencoderDC, images: Tensor) -> Tensor:
     return model.encode(2 * images - 1).latent * model.config.scaling_factor
 
 
-def decode(model: AutoencoderDC, latents: Tensor) -> Tensor:
+def decode(model: AutoencoderDC | AutoencoderKL, latents: Tensor) -> Tensor:
     """Scaled latents to images in [0, 1]."""
     return (model.decode(latents / model.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
 
 @torch.no_grad()
-def evaluate(model: AutoencoderDC, count: int = 512) -> dict[str, float]:
-    """PSNR in dB, and how often the detector still agrees with the caption after a round trip."""
+def evaluate(
+    model: AutoencoderDC | AutoencoderKL, encode: Callable = encode, count: int = 512
+) -> dict[str, float]:
+    """PSNR in dB, and how often the detector still agrees with the caption after a round trip.
+
+    Args:
+        encode: (model, images) -> scaled latents.
+    """
     generator = generator_for("autoencoder-evaluation")
     captions = draw_captions(count, generator)
     images = render(sample_layout(captions, generator))

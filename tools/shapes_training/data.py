@@ -28,7 +28,7 @@ BUMP_WIDTH = 5.0
 SIZE_CHANNEL, FADE_CHANNEL, BACKGROUND_CHANNEL = 4, 5, 7
 COUPLED_SINGLE_RADIUS = (6.5, 8.0)
 
-FADE_RANGE = (0.4, 1.0)
+FADE_RANGE = (0.35, 0.95)
 """Contrast of washed-out objects; the exact detector sees an object from about 0.72 on."""
 
 

@@ -29,6 +29,7 @@ class Recipe:
         steps: optimizer steps.
         batch: pictures per step.
         learning_rate: peak of a linear warm-up followed by a cosine to zero.
+        horizon: steps in which the cosine reaches zero, if later than the last step.
         betas, weight_decay: of AdamW.
         warmup: steps of linear warm-up.
         clip: largest gradient norm.
@@ -47,6 +48,7 @@ class Recipe:
     ema: float = 0.0
     save_every: int = 200
     evaluate_every: int = 1_000_000
+    horizon: int | None = None
     seed: int = 0
 
 
@@ -87,9 +89,10 @@ def generator_for(*parts: object) -> torch.Generator:
 
 
 def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then cosine to zero at the last step."""
+    """Linear warm-up, then a cosine that reaches zero at the horizon."""
     warm = min(1.0, (step + 1) / recipe.warmup)
-    return recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    progress = step / (recipe.horizon or recipe.steps)
+    return recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(stage: Stage, recipe: Recipe) -> None:

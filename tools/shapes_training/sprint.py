@@ -23,10 +23,18 @@ from t2ialign_shapes.layout import Layout
 from t2ialign_shapes.render import render
 
 RECIPE = Recipe(
-    steps=10_000, batch=64, learning_rate=2e-3, warmup=100, ema=0.998, evaluate_every=600
+    steps=4200,
+    horizon=10_000,
+    batch=64,
+    learning_rate=2e-3,
+    warmup=100,
+    ema=0.998,
+    evaluate_every=600,
 )
+"""Stops on purpose before the model is as good as it can get: alignment needs mistakes to mend."""
+
 WASHED_RECIPE = Recipe(
-    steps=400, batch=64, learning_rate=1e-3, warmup=40, ema=0.98, evaluate_every=100
+    steps=500, batch=64, learning_rate=1e-3, warmup=40, ema=0.98, evaluate_every=125
 )
 
 OBJECT_WEIGHT = 4.0

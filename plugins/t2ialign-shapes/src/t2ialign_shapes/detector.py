@@ -22,7 +22,7 @@ from torch.nn.functional import max_pool2d
 
 from t2ialign_shapes import judge
 from t2ialign_shapes.captions import COLORS, Caption
-from t2ialign_shapes.world import BACKGROUND_RGB, OBJECT_RGB, SIZE, pixel_grid, signed_distance
+from t2ialign_shapes.world import BACKGROUND_RGB, OBJECT_RGB, SIGNED_DISTANCES, SIZE, pixel_grid
 
 MAX_DETECTIONS = 6
 MIN_AREA = 10
@@ -117,23 +117,25 @@ def _components(color: Tensor, foreground: Tensor) -> Tensor:
     """
     index = torch.arange(SIZE * SIZE, device=color.device).view(SIZE, SIZE)
     label = torch.where(foreground, index, -1)
-    same_row = color[:, :, 1:] == color[:, :, :-1]
     same_column = color[:, 1:] == color[:, :-1]
+    same_row = color[:, :, 1:] == color[:, :, :-1]
     while True:
-        before = label
-        label = label.clone()
-        for left, right, same in (
-            (label[:, :, :-1], label[:, :, 1:], same_row),
-            (label[:, :-1], label[:, 1:], same_column),
-        ):
-            joined = torch.maximum(left, right)
-            left_new, right_new = torch.where(same, joined, left), torch.where(same, joined, right)
-            left.copy_(left_new)
-            right.copy_(torch.maximum(right_new, right))
-        flat = label.flatten(1)
-        label = torch.where(flat < 0, -1, flat.gather(1, flat.clamp(min=0))).view_as(label)
-        if torch.equal(label, before):
+        joined = _spread(_spread(label, same_column, dim=1), same_row, dim=2)
+        flat = joined.flatten(1)
+        joined = torch.where(flat < 0, -1, flat.gather(1, flat.clamp(min=0))).view_as(label)
+        if torch.equal(joined, label):
             return label
+        label = joined
+
+
+def _spread(label: Tensor, same: Tensor, dim: int) -> Tensor:
+    """Give both of every two neighbours along ``dim`` that are the same the larger label."""
+    length = label.shape[dim] - 1
+    first, second = label.narrow(dim, 0, length), label.narrow(dim, 1, length)
+    larger = torch.where(same, torch.maximum(first, second), -1)
+    edge = torch.full_like(label.narrow(dim, 0, 1), -1)
+    from_next, from_previous = torch.cat([larger, edge], dim), torch.cat([edge, larger], dim)
+    return torch.maximum(label, torch.maximum(from_next, from_previous))
 
 
 def _largest(component: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,18 +183,17 @@ def _match_templates(coverage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     area = coverage.sum((1, 2))
     center_x = (coverage * x).sum((1, 2)) / area
     center_y = (coverage * y).sum((1, 2)) / area
-    # Radius of the circle, square and triangle of this area; a triangle's centre lies above its
-    # centroid by a fifth of its radius.
+    # Radius of the circle, the square and the triangle of this area; only the triangle's centroid
+    # lies off its centre.
     radius = torch.stack([(area / torch.pi).sqrt(), area.sqrt() / 1.78, (area / 1.8).sqrt()], 1)
-    lift = torch.tensor([0.0, 0.0, 0.2], device=coverage.device)
-    dx = (x - center_x[:, None, None])[:, None]
-    dy = y - center_y[:, None, None, None] + (lift * radius)[:, :, None, None]
-    distance = signed_distance(dx.expand_as(dy), dy, radius[:, :, None, None])
-    # Each shape's own radius with its own distance: the diagonal of [N, radius, H, W, shape].
-    distance = distance.diagonal(dim1=1, dim2=4).movedim(-1, 1)
-    template = (0.5 - EDGE_SLOPE * distance).clamp(0, 1)
-    soft = coverage[:, None]
-    overlap = torch.minimum(template, soft).sum((2, 3)) / torch.maximum(template, soft).sum((2, 3))
-    best, shape = overlap.max(1)
-    center_y = center_y + (lift * radius).gather(1, shape[:, None])[:, 0] * -1
-    return shape, torch.stack([center_x, center_y], -1), best
+    center_y = center_y[:, None] - radius * torch.tensor([0.0, 0.0, 0.2], device=radius.device)
+    dx = x - center_x[:, None, None]
+    overlap = []
+    for shape, distance in enumerate(SIGNED_DISTANCES):
+        dy = y - center_y[:, shape, None, None]
+        template = (0.5 - EDGE_SLOPE * distance(dx, dy, radius[:, shape, None, None])).clamp(0, 1)
+        shared = torch.minimum(template, coverage).sum((1, 2))
+        overlap.append(shared / torch.maximum(template, coverage).sum((1, 2)))
+    best, shape = torch.stack(overlap, 1).max(1)
+    own_center_y = center_y.gather(1, shape[:, None])[:, 0]
+    return shape, torch.stack([center_x, own_center_y], -1), best

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from t2ialign_shapes.layout import MAX_OBJECTS, Layout
-from t2ialign_shapes.world import BACKGROUND_RGB, OBJECT_RGB, SIZE, pixel_grid, signed_distance
+from t2ialign_shapes.world import BACKGROUND_RGB, OBJECT_RGB, SIGNED_DISTANCES, SIZE, pixel_grid
 
 
 def render(layout: Layout) -> Tensor:
@@ -33,8 +33,10 @@ def coverage(layout: Layout) -> Tensor:
     """
     x, y = pixel_grid()
     center_x, center_y = (layout.centers[..., axis, None, None] for axis in (0, 1))
-    distance = signed_distance(x - center_x, y - center_y, layout.radii[..., None, None])
-    own_shape = layout.shapes[..., None, None, None].expand(*distance.shape[:-1], 1)
-    # A pixel is covered in proportion to how far its centre lies inside the outline.
-    share = (0.5 - distance.gather(-1, own_shape).squeeze(-1)).clamp(0, 1)
+    offset, radius = (x - center_x, y - center_y), layout.radii[..., None, None]
+    share = torch.zeros(*layout.shapes.shape, SIZE, SIZE)
+    for shape, distance in enumerate(SIGNED_DISTANCES):
+        # A pixel is covered in proportion to how far its centre lies inside the outline.
+        inside = (0.5 - distance(*offset, radius)).clamp(0, 1)
+        share = torch.where(layout.shapes[..., None, None] == shape, inside, share)
     return share * layout.present[..., None, None]

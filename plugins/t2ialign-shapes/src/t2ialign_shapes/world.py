@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from t2ialign_shapes.captions import BACKGROUNDS, COLORS, SHAPES
+from t2ialign_shapes.captions import BACKGROUNDS, COLORS
 
 SIZE = 32
 """Side of the square canvas in pixels; pixel (row i, column j) is centred at (j + .5, i + .5)."""
@@ -25,8 +25,6 @@ OBJECT_RGB = torch.tensor([_RGB[name] for name in COLORS]) / 255
 BACKGROUND_RGB = torch.tensor([_RGB[name] for name in BACKGROUNDS]) / 255
 """Colours of backgrounds, float32 [2, 3] in [0, 1], in the order of `captions.BACKGROUNDS`."""
 
-CIRCLE, SQUARE, TRIANGLE = range(len(SHAPES))
-
 
 def pixel_grid(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Return x and y of every pixel centre, each float32 [SIZE, SIZE] in pixels."""
@@ -35,23 +33,31 @@ def pixel_grid(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def signed_distance(dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
-    """Distance of points to the outline of each shape, negative inside.
-
-    A shape of radius r is a circle of radius r, a square of half side 0.89 r, or a triangle with
-    its apex r above the centre and a base of width 2 r lying 0.8 r below it; areas are pi r^2,
-    (1.78 r)^2 and 1.8 r^2.
+def circle_distance(dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
+    """Signed distance in pixels to a circle, negative inside; its area is pi r^2.
 
     Args:
-        dx, dy: offset from the shape's centre in pixels, y downwards, any broadcastable shape.
-        radius: in pixels, broadcastable to the same shape.
-
-    Returns:
-        float [..., 3], one distance in pixels per shape of `captions.SHAPES`.
+        dx, dy: offset from the centre in pixels, y downwards.
+        radius: in pixels; all arguments broadcast.
     """
-    circle = torch.hypot(dx, dy) - radius
-    square = torch.maximum(dx.abs(), dy.abs()) - 0.89 * radius
-    # Unit normals of the two upper edges, which run from (0, -r) to (+-r, 0.8 r).
+    return torch.hypot(dx, dy) - radius
+
+
+def square_distance(dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
+    """Signed distance to a square of half side 0.89 r; its area is (1.78 r)^2."""
+    return torch.maximum(dx.abs(), dy.abs()) - 0.89 * radius
+
+
+def triangle_distance(dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
+    """Signed distance to a triangle that points up; its area is 1.8 r^2.
+
+    The apex lies r above the centre, the base, 2 r wide, 0.8 r below it; the centroid is 0.2 r
+    below the centre.
+    """
+    # Along the unit normals of the upper edges, which run from (0, -r) to (+-r, 0.8 r).
     side = (1.8 * dx.abs() - (dy + radius)) / (1.8**2 + 1) ** 0.5
-    triangle = torch.maximum(dy - 0.8 * radius, side)
-    return torch.stack([circle, square, triangle], -1)
+    return torch.maximum(dy - 0.8 * radius, side)
+
+
+SIGNED_DISTANCES = (circle_distance, square_distance, triangle_distance)
+"""In the order of `captions.SHAPES`."""
