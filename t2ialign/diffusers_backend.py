@@ -27,6 +27,7 @@ from t2ialign.diffusers_config import DiffusersConfig
 from t2ialign.diffusers_folder import open_checkpoint, read_json
 from t2ialign.embeds import EmbedsCache, Row, assemble
 from t2ialign.errors import UsageError
+from t2ialign.recompute import recompute_blocks
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -65,8 +66,10 @@ class DiffusersBackend(Backend):
         """The diffusers pipeline without its text encoders, on the device, frozen; loaded on first use."""
         dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
         pipeline = self._load(self.text_components, dtypes)
-        for module in (getattr(pipeline, self.trained_component), pipeline.vae):
+        for part, module in (("network", getattr(pipeline, self.trained_component)), ("decoder", pipeline.vae)):
             module.to(self.device).eval().requires_grad_(False)
+            if part in self.config.gradient_checkpointing:
+                recompute_blocks(module)
         return pipeline
 
     @property

@@ -15,6 +15,9 @@ class DiffusersConfig(BackendConfig):
     vae_dtype: Literal["float32", "bfloat16"] | None = Field(
         None, description="dtype of the autoencoder; default: the network's, but float32 beside a float16 network"
     )
+    gradient_checkpointing: list[Literal["network", "decoder"]] = Field(
+        [], description="parts that compute their blocks' activations again in the backward pass instead of keeping them"
+    )
     image_size: int | None = Field(
         None, ge=1, description="pixels per side, a multiple of the autoencoder's factor; default: as trained"
     )
