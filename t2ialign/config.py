@@ -101,7 +101,11 @@ class OptimizerConfig(Config):
     """Options of an optimizer."""
 
     def plan(self, spec: Spec) -> Plan:
-        """Derive the run's size from the spec, without torch and without weights."""
+        """Derive the run's size from the spec, without torch and without weights.
+
+        Raises:
+            UsageError: the spec asks for something that this optimizer cannot do.
+        """
         return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
 
 

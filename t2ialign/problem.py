@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class Problem:
     Attributes:
         prompts: the training prompts.
         conditioning: their encodings, one row per prompt.
+        output: where an optimizer may put what is finished while the run goes on; None outside a run directory.
         micro_batch: images per forward pass.
     """
 
@@ -59,6 +61,7 @@ class Problem:
     device: torch.device
     world: World = field(default_factory=World)
     lora: Adapter | None = None
+    output: Path | None = None
 
     def __post_init__(self) -> None:
         self.micro_batch = self.spec.run.micro_batch
@@ -91,12 +94,14 @@ class Problem:
         return self.backend.generate(conditioning, seeds, self.sampler, noise)
 
     @torch.no_grad()
-    def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+    def generate(self, conditioning: Conditioning, seeds: Sequence[int], noise: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) in micro-batches, without gradients; a micro-batch that does not fit is halved."""
 
+        def part(rows: slice) -> Tensor:
+            return self.render(conditioning[rows], seeds[rows], None if noise is None else noise[rows])
+
         def run(micro_batch: int) -> Tensor:
-            rows = split(len(conditioning), micro_batch)
-            return torch.cat([self.render(conditioning[chunk], seeds[chunk]) for chunk in rows])
+            return torch.cat([part(rows) for rows in split(len(conditioning), micro_batch)])
 
         images, self.micro_batch = with_oom_retry(run, self.micro_batch)
         return images
@@ -107,13 +112,16 @@ class Problem:
         return found[: self.spec.evaluation.limit]
 
 
-def assemble(spec: Spec, world: World | None = None, report: Callable[[str], None] = log.info) -> Problem:
+def assemble(
+    spec: Spec, world: World | None = None, report: Callable[[str], None] = log.info, output: Path | None = None
+) -> Problem:
     """Load everything that a spec names.
 
     Args:
         spec: a validated spec.
         world: this process among its peers.
         report: called with one line before each stage that may take a while.
+        output: see ``Problem``.
 
     Raises:
         UsageError: a checkpoint or a LoRA target is not usable.
@@ -125,7 +133,15 @@ def assemble(spec: Spec, world: World | None = None, report: Callable[[str], Non
     training = prompts.read(spec.prompt_file())
     report(f"encoding {len(training)} prompts")
     problem = Problem(
-        spec, backend, sampler, RewardMix([]), training, backend.encode(training), device, world or World()
+        spec,
+        backend,
+        sampler,
+        RewardMix([]),
+        training,
+        backend.encode(training),
+        device,
+        world or World(),
+        output=output,
     )
     if spec.uses_lora:
         report("attaching the LoRA")

@@ -27,6 +27,7 @@ class RunDir:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
         self.timing_file = path / "timing.jsonl"
+        self.output = path / "output"
 
     @classmethod
     def create(cls, spec: Spec) -> RunDir:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from t2ialign import distributed, files, images, seeding
+from t2ialign import distributed, files, images
 from t2ialign.contracts import Optimizer, StepResult
 from t2ialign.errors import RewardError, T2IAlignError, UsageError
 from t2ialign.evaluate import evaluate, items, score, summarise
@@ -50,7 +50,7 @@ def restore(path: Path, step: int | None = None, display: Display | None = None)
     saved = run.load_checkpoint(step)
     if saved is None:
         raise UsageError(f"{path} has no checkpoint yet")
-    problem = assemble(run.spec(), report=(display or Display()).say)
+    problem = assemble(run.spec(), report=(display or Display()).say, output=run.output)
     optimizer = load_optimizer(problem)
     optimizer.load_state(saved[1])
     return run, problem, optimizer
@@ -59,7 +59,7 @@ def restore(path: Path, step: int | None = None, display: Display | None = None)
 def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | None) -> RunDir:
     display = display or Display(quiet=not world.is_main)
     display.say(f"run directory: {run.path}")
-    problem = assemble(spec, world, display.say)
+    problem = assemble(spec, world, display.say, run.output)
     optimizer = load_optimizer(problem)
     saved = run.load_checkpoint()
     first = 0
@@ -140,14 +140,14 @@ class _Loop:
 
     @torch.no_grad()
     def _grid(self, done: int) -> None:
-        """The fixed prompts at their fixed noise, as the run delivers them after ``done`` steps."""
-        prompts = self.problem.evaluation_prompts
-        spread = torch.linspace(0, len(prompts) - 1, min(self.spec.samples.count, len(prompts))).long().tolist()
-        chosen = [prompts[index] for index in spread]
-        seeds = [seeding.derive(self.spec.evaluation.seed, "sample", prompt) for prompt in chosen]
-        pictures = self.optimizer.generate(self.problem.backend.encode(chosen), seeds)
+        """Some of the evaluated images, as the run delivers them after ``done`` steps."""
+        wanted, count = items(self.problem), len(self.problem.evaluation_prompts)
+        spread = torch.linspace(0, count - 1, min(self.spec.samples.count, count)).long()
+        rows = (spread * self.spec.evaluation.images_per_prompt).tolist()
+        prompts, seeds = [wanted.prompts[row] for row in rows], [wanted.seeds[row] for row in rows]
+        pictures = self.optimizer.generate(self.problem.backend.encode(prompts), seeds)
         path = self.run_dir.path / "samples" / f"step-{done:06d}.png"
-        images.save_png(images.grid([pictures], chosen), path, {"step": str(done), "prompts": "\n".join(chosen)})
+        images.save_png(images.grid([pictures], prompts), path, {"step": str(done), "prompts": "\n".join(prompts)})
 
     def _finish(self) -> None:
         """Export and final evaluation; done again from scratch if a kill fell into it."""

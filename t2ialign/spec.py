@@ -178,7 +178,7 @@ class _Parser:
         run, prompt_table, evaluation, samples = tables
         if self.problems or not (backend and optimizer and run and prompt_table and evaluation and samples):
             raise SpecError(self.source, self.problems)
-        return Spec(
+        spec = Spec(
             self.source,
             self.folder,
             run,
@@ -190,6 +190,11 @@ class _Parser:
             evaluation,
             samples,
         )
+        try:
+            spec.optimizer_config.plan(spec)
+        except UsageError as error:
+            raise SpecError(self.source, [SpecProblem("optimizer.kind", show(optimizer.kind), str(error))]) from error
+        return spec
 
     def _problem(self, key: str, value: str, allowed: str, suggestion: str = "") -> None:
         self.problems.append(SpecProblem(key, value, allowed, suggestion))
