@@ -149,6 +149,15 @@ def parse(tree: dict[str, Any], source: str, folder: Path, parts: Registry | Non
     return _Parser(tree, source, folder, parts or registry()).parse()
 
 
+def parse_rewards(tables: Sequence[dict[str, Any]], source: str, folder: Path) -> tuple[ChosenReward, ...]:
+    """Validate ``[[reward]]`` tables on their own; see ``load``."""
+    parser = _Parser({"reward": list(tables)}, source, folder, registry())
+    rewards = tuple(parser._rewards())
+    if parser.problems:
+        raise SpecError(source, parser.problems)
+    return rewards
+
+
 class _Parser:
     """Collects problems instead of stopping at the first."""
 
