@@ -1,0 +1,125 @@
+"""``score``: any folder of images against any rewards."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from t2ialign import image_folders
+from t2ialign.config import RewardMixConfig
+from t2ialign.errors import UsageError
+from t2ialign.spec import ChosenReward, parse_rewards
+
+if TYPE_CHECKING:
+    from t2ialign.scoring import Result
+
+DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
+
+
+def score(
+    images: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of images, or one image.")],
+    reward: Annotated[
+        list[str],
+        typer.Option(
+            "--reward", "-r", metavar="KIND[={...}]", help="A reward, with options as a TOML inline table. Repeatable."
+        ),
+    ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompt file; images take theirs by the number in their name, else by position."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="One prompt for all images.")] = None,
+    pattern: Annotated[str, typer.Option(help="What file names must match.")] = "*",
+    recursive: Annotated[bool, typer.Option("--recursive", help="Also look below the folder.")] = False,
+    batch: Annotated[int, typer.Option(min=1, help="Images in memory at once.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all scores here.")] = None,
+) -> None:
+    """Score a folder of images. Without --prompts, each image's prompt is its PNG text or GenEval's metadata.
+
+    Exit code 1 when an image was left out; the others are scored all the same.
+    """
+    if re.fullmatch(DEVICES, device) is None:
+        raise UsageError(f"--device {device}: must be auto, cpu, mps, cuda or cuda:N")
+    chosen = parse_rewards([parse_reward(text) for text in reward], "--reward", Path.cwd())
+    files = image_folders.find_images(images, pattern, recursive)
+    texts = _prompts(files, prompts, prompt)
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise UsageError(f"--json {json_file}: no such folder")
+
+    from t2ialign import files as output
+    from t2ialign import scoring
+    from t2ialign.cli.running import quiet_libraries
+    from t2ialign.distributed import device as resolve_device
+    from t2ialign.progress import Display
+
+    quiet_libraries()
+    place = resolve_device(device)
+    rewards = {part.name: part.declaration.load()(part.config, place) for part in chosen}
+    with Display().bar("scoring", len(files)) as bar:
+        result = scoring.score_images(files, texts, rewards, batch, bar.advance)
+    if json_file is not None:
+        settings = {
+            "images": str(images),
+            "pattern": pattern,
+            "recursive": recursive,
+            "prompts": str(prompts) if prompts else prompt,
+            "device": str(place),
+            "rewards": {part.name: _described(part) for part in chosen},
+            "t2ialign": version("t2ialign"),
+        }
+        folder = images if images.is_dir() else images.parent
+        output.write_json(json_file, scoring.report(result, folder, list(rewards), settings))
+    _show(result, list(rewards))
+    if result.skipped:
+        raise typer.Exit(1)
+
+
+def parse_reward(text: str) -> dict[str, Any]:
+    """``kind`` or ``kind={key = value, ...}`` as a ``[[reward]]`` table.
+
+    Raises:
+        UsageError: the options are no TOML inline table, or belong to a run's mix of rewards.
+    """
+    kind, equals, options = text.partition("=")
+    try:
+        table = tomllib.loads(f"options = {options}")["options"] if equals else {}
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--reward {text}: write options as a TOML inline table, {kind}={{key = value}}") from error
+    if not isinstance(table, dict):
+        raise UsageError(f"--reward {text}: write options as a TOML inline table, {kind}={{key = value}}")
+    if mixing := table.keys() & (RewardMixConfig.model_fields.keys() - {"name"}):
+        raise UsageError(f"--reward {text}: {', '.join(sorted(mixing))} only means something in a run's mix of rewards")
+    return {"kind": kind.strip(), **table}
+
+
+def _prompts(files: list[Path], prompt_file: Path | None, prompt: str | None) -> Sequence[str] | None:
+    if prompt_file is not None and prompt is not None:
+        raise UsageError("--prompts and --prompt exclude each other")
+    if prompt is not None:
+        return [prompt] * len(files)
+    return image_folders.match_prompts(files, prompt_file) if prompt_file is not None else None
+
+
+def _described(part: ChosenReward) -> dict[str, Any]:
+    package = {"package": f"{part.declaration.distribution} {part.declaration.version}"}
+    return {"kind": part.kind, **part.config.model_dump(mode="json"), **package}
+
+
+def _show(result: Result, names: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("reward", "mean", "std", "se", "images")
+    for name, row in result.summary(names).items():
+        cells = ("-" if row[key] is None else f"{row[key]:.5g}" for key in ("mean", "std", "se"))
+        table.add_row(name, *cells, str(row["count"]))
+    Console().print(table)
+    for path, reason in result.skipped.items():
+        typer.echo(f"left out: {path}: {reason}", err=True)
