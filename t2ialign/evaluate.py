@@ -67,13 +67,16 @@ def score(
     Returns:
         name -> raw scores (images,), on the CPU.
     """
-    conditioning = problem.backend.encode(list(dict.fromkeys(wanted.prompts)))
-    row_of = {prompt: row for row, prompt in enumerate(conditioning.prompts)}
+    distinct = list(dict.fromkeys(wanted.prompts))
+    conditioning = problem.backend.encode(distinct)
+    row_of = {prompt: row for row, prompt in enumerate(distinct)}
     parts: list[Scores] = []
     for rows in split(len(wanted.prompts), problem.micro_batch):
         prompts, seeds = wanted.prompts[rows], wanted.seeds[rows]
-        batch = generate(conditioning[[row_of[prompt] for prompt in prompts]], seeds)
-        parts.append({name: values.cpu() for name, values in problem.rewards.score(batch, prompts).items()})
+        part = conditioning[[row_of[prompt] for prompt in prompts]]
+        batch = generate(part, seeds)
+        # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
+        parts.append({name: values.cpu() for name, values in problem.rewards.score(batch, part.prompts).items()})
         if folder is not None:
             for offset, image in enumerate(batch):
                 texts = {"prompt": prompts[offset], "seed": str(seeds[offset])}
