@@ -8,6 +8,7 @@ import typer
 
 from t2ialign import __version__
 from t2ialign.cli import inspecting, results, running
+from t2ialign.cli.score import score
 from t2ialign.errors import T2IAlignError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ for command in (
     results.sample,
     results.eval_,
     results.export,
+    score,
 ):
     app.command(name=command.__name__.strip("_").replace("_", "-"))(command)
 

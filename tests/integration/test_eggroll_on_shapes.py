@@ -126,7 +126,7 @@ def test_two_processes_give_the_result_of_one(finished, tmp_path):
     """torchrun with two ranks on the CPU: the population is sharded, only scores are exchanged."""
     out = tmp_path / "runs"
     overrides = [text for item in [*SMALL, f'run.out="{out}"'] for text in ("--set", item)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launch, "-m", "t2ialign", "run", str(QUICKSTART), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, timeout=300, env=environment, capture_output=True)

@@ -95,3 +95,9 @@ def t2ialign_rewards(register: Callable[..., Any]) -> None:
         config=config.RemoteConfig,
         summary="Scores from an HTTP service (JSON, images as PNG); no gradient",
     )
+    register(
+        "random-control",
+        "t2ialign_rewards.random_control:RandomControl",
+        config=t2ialign.Config,
+        summary="Random numbers decided by the pixels: the control for 'does this reward matter?'",
+    )
