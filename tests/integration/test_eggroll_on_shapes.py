@@ -97,7 +97,10 @@ def test_kill_nine_at_random_moments_then_resume(finished, tmp_path):
     kills = 0
     while True:
         process = subprocess.Popen(
-            [sys.executable, "-m", "t2ialign", *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            [sys.executable, "-m", "t2ialign", *command],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         if kills < 3:
             wait_for_something(victim, process)
@@ -130,7 +133,9 @@ def test_two_processes_give_the_result_of_one(finished, tmp_path):
     command = [*launch, "-m", "t2ialign", "run", str(QUICKSTART), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, timeout=300, env=environment, capture_output=True)
-    one, two = (load_file(run / "export" / "pytorch_lora_weights.safetensors") for run in (finished, out / "quickstart"))
+    one, two = (
+        load_file(run / "export" / "pytorch_lora_weights.safetensors") for run in (finished, out / "quickstart")
+    )
     for name in one:
         assert torch.allclose(one[name], two[name], atol=1e-3), name
     assert len((out / "quickstart" / "metrics.jsonl").read_text().splitlines()) == 4

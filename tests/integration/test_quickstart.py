@@ -1,0 +1,42 @@
+"""The project's main job, as the README promises it: the quickstart gains, and a meaningless reward does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from t2ialign import runner
+from t2ialign import spec as specs
+from t2ialign.progress import Display
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def paired(spec: str, out: Path) -> dict[str, dict[str, float]]:
+    """Run a spec and return tuned against base, reward by reward."""
+    run = runner.start(
+        specs.load(ROOT / spec, [f'run.out="{out}"', "evaluation.save_images=false"]), Display(quiet=True)
+    )
+    summary = json.loads((run.path / "evaluation" / "summary.json").read_text())
+    assert summary["images"] == 3 * summary["prompts"]
+    return summary["paired"]["tuned"]
+
+
+def standard_errors(result: dict[str, float]) -> float:
+    return result["difference"] / result["se"]
+
+
+def test_the_quickstart_gains_on_held_out_prompts(tmp_path):
+    tuned = paired("specs/quickstart.toml", tmp_path)
+    assert list(tuned)[0] == "clip"  # the optimised reward comes first
+    assert standard_errors(tuned["clip"]) >= 5
+    assert standard_errors(tuned["shapes-exact"]) >= 3
+
+
+def test_a_random_reward_gains_nothing_of_the_kind(tmp_path):
+    tuned = paired("tests/specs/random-reward.toml", tmp_path)
+    assert standard_errors(tuned["clip"]) < 5
+    assert standard_errors(tuned["shapes-exact"]) < 3
