@@ -243,6 +243,10 @@ class Backend(Part, ABC):
         """Python code for the model card: how to load the exported LoRA."""
         return ""
 
+    def noise_snippet(self, prompt: str, file: str) -> str:
+        """Python code that draws ``prompt`` from the noise ("latents") in a safetensors file, without t2ialign."""
+        return ""
+
 
 @dataclass
 class State:

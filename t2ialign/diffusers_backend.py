@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from t2ialign.errors import UsageError
 from t2ialign.recompute import recompute_blocks
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+LORA_LINE = 'pipe.load_lora_weights(".")  # the folder of this file'
 
 
 class DiffusersBackend(Backend):
@@ -204,7 +206,12 @@ class DiffusersBackend(Backend):
 from diffusers import {self.info.pipeline}
 
 pipe = {self.info.pipeline}.from_pretrained({source}, dtype=torch.{self.config.dtype})
-pipe.load_lora_weights(".")  # the folder of this file"""
+{LORA_LINE}"""
+
+    def noise_snippet(self, prompt: str, file: str) -> str:
+        noise = f'latents = load_file({json.dumps(file)})["latents"]'
+        code = self.snippet().replace(LORA_LINE, noise).replace('"a prompt"', f"{json.dumps(prompt)}, latents=latents")
+        return code.replace("\n\npipe = ", "\nfrom safetensors.torch import load_file\n\npipe = ", 1)
 
     def _load(self, absent: Sequence[str], dtypes: dict[str, str]) -> Any:
         """The pipeline without the components in ``absent``; ``dtypes`` by component."""

@@ -38,15 +38,15 @@ class Items:
 
 def items(problem: Problem) -> Items:
     options = problem.spec.evaluation
-    prompts = problem.evaluation_prompts
+    return items_of(problem.evaluation_prompts, options.images_per_prompt, options.seed)
+
+
+def items_of(prompts: Sequence[str], images_per_prompt: int, seed: int) -> Items:
+    numbers = range(images_per_prompt)
     return Items(
-        [prompt for prompt in prompts for _ in range(options.images_per_prompt)],
-        [
-            seeding.derive(options.seed, "evaluation", prompt, image)
-            for prompt in prompts
-            for image in range(options.images_per_prompt)
-        ],
-        torch.arange(len(prompts)).repeat_interleave(options.images_per_prompt),
+        [prompt for prompt in prompts for _ in numbers],
+        [seeding.derive(seed, "evaluation", prompt, image) for prompt in prompts for image in numbers],
+        torch.arange(len(prompts)).repeat_interleave(images_per_prompt),
     )
 
 
