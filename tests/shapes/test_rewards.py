@@ -1,0 +1,49 @@
+"""The rewards judge prompts as text, and registering them loads no torch."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from t2ialign_shapes import captions, plugin
+from t2ialign_shapes.layout import sample_layout
+from t2ialign_shapes.plugin import ShapesRewardConfig
+from t2ialign_shapes.render import render
+from t2ialign_shapes.rewards import ShapesExact, ShapesGraded
+
+PROMPTS = ["a red circle", "two cyan squares", "a triangle above a circle on a white background"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    wanted = [captions.parse(prompt) for prompt in PROMPTS]
+    return render(sample_layout(wanted, torch.Generator().manual_seed(0)))
+
+
+def test_right_pictures_earn_one_and_others_less(images):
+    exact, graded = (reward(ShapesRewardConfig()) for reward in (ShapesExact, ShapesGraded))
+    swapped = ["a red square", "three cyan squares", "a triangle below a circle"]
+    assert exact.score(images, PROMPTS).tolist() == [1, 1, 1]
+    assert exact.score(images, swapped).tolist() == [0, 0, 0]
+    assert graded.score(images, PROMPTS).tolist() == [1, 1, 1]
+    torch.testing.assert_close(graded.score(images, swapped), torch.tensor([0.5, 2 / 3, 0.6]))
+
+
+def test_a_prompt_of_another_world_is_refused(images):
+    with pytest.raises(ValueError, match="not a caption of the shapes world: 'a photo of a cat'"):
+        ShapesExact(ShapesRewardConfig()).score(images[:1], ["a photo of a cat"])
+
+
+def test_the_plugin_registers_both():
+    registered = {}
+    plugin.t2ialign_rewards(lambda kind, target, **rest: registered.update({kind: target}))
+    assert registered == {
+        "shapes-exact": "t2ialign_shapes.rewards:ShapesExact",
+        "shapes-graded": "t2ialign_shapes.rewards:ShapesGraded",
+    }
+
+
+def test_registering_loads_no_torch():
+    code = "import t2ialign_shapes.plugin, sys; assert not {'torch', 'diffusers'} & {*sys.modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
