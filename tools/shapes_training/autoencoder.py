@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,9 +52,11 @@ def loss(model: AutoencoderDC, images: Tensor, generator: torch.Generator) -> Te
     return error.abs().mean() + 2 * error.square().mean() + 0.02 * moments
 
 
-def encode(model: AutoencoderDC, images: Tensor) -> Tensor:
-    """Images in [0, 1] to scaled latents, the space of the generator."""
-    return model.encode(2 * images - 1).latent * model.config.scaling_factor
+def encode(model: AutoencoderDC | AutoencoderKL, images: Tensor) -> Tensor:
+    """Images in [0, 1] to scaled latents, the space of the generators."""
+    encoded = model.encode(2 * images - 1)
+    latents = encoded.latent if isinstance(model, AutoencoderDC) else encoded.latent_dist.mode()
+    return latents * model.config.scaling_factor
 
 
 def decode(model: AutoencoderDC | AutoencoderKL, latents: Tensor) -> Tensor:
@@ -64,14 +65,8 @@ def decode(model: AutoencoderDC | AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(
-    model: AutoencoderDC | AutoencoderKL, encode: Callable = encode, count: int = 512
-) -> dict[str, float]:
-    """PSNR in dB, and how often the detector still agrees with the caption after a round trip.
-
-    Args:
-        encode: (model, images) -> scaled latents.
-    """
+def evaluate(model: AutoencoderDC | AutoencoderKL, count: int = 512) -> dict[str, float]:
+    """PSNR in dB, and how often the detector still agrees with the caption after a round trip."""
     generator = generator_for("autoencoder-evaluation")
     captions = draw_captions(count, generator)
     images = render(sample_layout(captions, generator))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import cycle, islice
 
 import torch
-from diffusers import AutoencoderDC
+from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
 
 from shapes_training.autoencoder import decode
 from shapes_training.data import draw_noise
 from shapes_training.loop import generator_for
-from shapes_training.models import SanaSprint
 from shapes_training.prompts import benchmark_captions
 from t2ialign_shapes import detector
 from t2ialign_shapes.captions import FAMILIES, Caption
+
+Generator = Callable[[Tensor, list[str]], Tensor]
+"""(noise, prompts) -> scaled latents."""
 
 CHUNK = 64
 """Images per forward pass."""
@@ -24,16 +27,16 @@ CHUNK = 64
 
 @torch.no_grad()
 def generate(
-    model: SanaSprint, autoencoder: AutoencoderDC, prompts: list[str], noise: Tensor
+    model: Generator, autoencoder: AutoencoderDC | AutoencoderKL, prompts: list[str], noise: Tensor
 ) -> Tensor:
-    """One-step images [B, 3, 32, 32] in [0, 1]."""
+    """Images [B, 3, 32, 32] in [0, 1]."""
     starts = range(0, len(prompts), CHUNK)
     chunks = (model(noise[i : i + CHUNK], prompts[i : i + CHUNK]) for i in starts)
     return torch.cat([decode(autoencoder, latents) for latents in chunks])
 
 
 def benchmark_images(
-    model: SanaSprint, autoencoder: AutoencoderDC, per_family: int, seed: int = 0
+    model: Generator, autoencoder: AutoencoderDC | AutoencoderKL, per_family: int, seed: int = 0
 ) -> tuple[list[Caption], Tensor]:
     """Generate ``per_family`` images for the benchmark prompts of every family.
 
@@ -43,12 +46,13 @@ def benchmark_images(
     for caption in benchmark_captions():
         by_family[caption.family].append(caption)
     captions = [c for group in by_family.values() for c in islice(cycle(group), per_family)]
-    noise = draw_noise(len(captions), generator_for("benchmark", seed))
+    channels = autoencoder.config.latent_channels
+    noise = draw_noise(len(captions), generator_for("benchmark", seed), channels)
     return captions, generate(model, autoencoder, [str(caption) for caption in captions], noise)
 
 
 def score_generator(
-    model: SanaSprint, autoencoder: AutoencoderDC, per_family: int, seed: int = 0
+    model: Generator, autoencoder: AutoencoderDC | AutoencoderKL, per_family: int, seed: int = 0
 ) -> dict:
     """Accuracy and graded score on the benchmark; see `benchmark_images` and `summarize`."""
     captions, images = benchmark_images(model, autoencoder, per_family, seed)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shapes_training.loop import generator_for
 from shapes_training.models import LATENT_CHANNELS, LATENT_SIZE
-from t2ialign_shapes.captions import COLORS, Caption, sample
+from t2ialign_shapes.captions import COLORS, SHAPES, Caption, sample
 from t2ialign_shapes.layout import (
     CANONICAL_COLOR,
     RADIUS_RANGE,
@@ -25,7 +25,10 @@ LIBRARY_SIZE = 768
 BUMP_WIDTH = 5.0
 """Standard deviation, in pixels, of the neighbourhood over which noise votes for a place."""
 
-SIZE_CHANNEL, FADE_CHANNEL, BACKGROUND_CHANNEL = 4, 5, 7
+SIZE_AND_BACKGROUND_CHANNEL = {8: (4, 7), 4: (2, 3)}
+"""Noise channels that decide size and background, by the number of channels that there are."""
+
+FADE_CHANNEL = 5
 COUPLED_SINGLE_RADIUS = (6.5, 8.0)
 
 FADE_RANGE = (0.35, 0.95)
@@ -38,9 +41,19 @@ def draw_captions(count: int, generator: torch.Generator) -> list[Caption]:
     return [sample(rng) for _ in range(count)]
 
 
-def draw_noise(count: int, generator: torch.Generator) -> Tensor:
-    """Unit Gaussian latents [count, 8, 8, 8]."""
-    return torch.randn(count, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE, generator=generator)
+def draw_noise(count: int, generator: torch.Generator, channels: int = LATENT_CHANNELS) -> Tensor:
+    """Unit Gaussian latents [count, channels, 8, 8]."""
+    return torch.randn(count, channels, LATENT_SIZE, LATENT_SIZE, generator=generator)
+
+
+def canonical_colors(captions: list[Caption]) -> Tensor:
+    """Colours of a layout for each caption, those left open canonical: int64 [B, MAX_OBJECTS].
+
+    With random colours there, what a caption leaves open would hide for long what it does say.
+    """
+    layout = describe(captions)
+    canonical = torch.tensor([COLORS.index(CANONICAL_COLOR[shape]) for shape in SHAPES])
+    return torch.where(layout.colors < 0, canonical[layout.shapes], layout.colors)
 
 
 def couple(captions: list[Caption], noise: Tensor, fade: bool = False) -> Layout:
@@ -53,20 +66,18 @@ def couple(captions: list[Caption], noise: Tensor, fade: bool = False) -> Layout
     canonical.
 
     Args:
-        noise: float32 [B, 8, 8, 8].
+        noise: float32 [B, 8, 8, 8] or [B, 4, 8, 8].
         fade: paint objects with a contrast in `FADE_RANGE`, decided by the noise too. This is the
             removable defect of the washed-out base.
     """
     layout = describe(captions)
-    for row, caption in enumerate(captions):
-        for slot, thing in enumerate(caption.objects):
-            if thing.color is None:
-                layout.colors[row, slot] = COLORS.index(CANONICAL_COLOR[thing.shape])
-    mean = noise.mean((2, 3)) * LATENT_SIZE  # [B, 8], each unit Gaussian
+    layout.colors = canonical_colors(captions)
+    size_channel, background_channel = SIZE_AND_BACKGROUND_CHANNEL[noise.shape[1]]
+    mean = noise.mean((2, 3)) * LATENT_SIZE  # [B, C], each unit Gaussian
     layout.background = torch.where(
-        layout.background < 0, (mean[:, BACKGROUND_CHANNEL] > 0).long(), layout.background
+        layout.background < 0, (mean[:, background_channel] > 0).long(), layout.background
     )
-    quantile = torch.special.ndtr(mean[:, SIZE_CHANNEL])
+    quantile = torch.special.ndtr(mean[:, size_channel])
     counting = torch.tensor([caption.things[0].count > 1 for caption in captions])
     for (n, relation), rows in group_by_placement(captions).items():
         low, high = _coupled_radius(n)

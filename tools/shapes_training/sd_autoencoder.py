@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from shapes_training.autoencoder import evaluate
+from shapes_training.autoencoder import encode, evaluate
 from shapes_training.data import draw_captions
 from shapes_training.loop import Recipe, Stage, generator_for, train
 from shapes_training.sd_models import POSTERIOR_STD, build_sd_autoencoder
@@ -50,11 +50,6 @@ def loss(model: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Te
     return error.abs().mean() + 2 * error.square().mean() + MOMENT_WEIGHT * moments
 
 
-def encode(model: AutoencoderKL, images: Tensor) -> Tensor:
-    """Images in [0, 1] to scaled latents, the space of the generators."""
-    return model.encode(2 * images - 1).latent_dist.mode() * model.config.scaling_factor
-
-
 def run(work: Path, recipe: Recipe = RECIPE) -> AutoencoderKL:
     """Train the autoencoder, or load the trained one; latents are scaled to unit variance."""
     torch.manual_seed(recipe.seed)
@@ -65,7 +60,7 @@ def run(work: Path, recipe: Recipe = RECIPE) -> AutoencoderKL:
             work=work,
             model=model,
             loss=lambda step, g: loss(model, draw_images(recipe.batch, g), g),
-            evaluate=lambda: evaluate(model, encode),
+            evaluate=lambda: evaluate(model),
         ),
         recipe,
     )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderDC
+from diffusers import AutoencoderDC, AutoencoderKL
 from torch import Tensor
 
 from shapes_training.autoencoder import encode
@@ -42,11 +42,11 @@ OBJECT_WEIGHT = 4.0
 
 
 def draw_pairs(
-    autoencoder: AutoencoderDC, batch: int, fade: bool, generator: torch.Generator
+    autoencoder: AutoencoderDC | AutoencoderKL, batch: int, fade: bool, generator: torch.Generator
 ) -> tuple[list[str], Tensor, Tensor, Tensor]:
     """Draw prompts, noise, the latents that belong to them, and a weight per latent cell."""
     captions = draw_captions(batch, generator)
-    noise = draw_noise(batch, generator)
+    noise = draw_noise(batch, generator, autoencoder.config.latent_channels)
     layout = couple(captions, noise, fade)
     with torch.no_grad():
         target = encode(autoencoder, render(layout))
@@ -57,7 +57,7 @@ def draw_pairs(
 
 
 def weighted_error(latents: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Squared error of latents [B, 8, 8, 8], averaged with a weight per cell [B, 1, 8, 8].
+    """Squared error of latents [B, C, 8, 8], averaged with a weight per cell [B, 1, 8, 8].
 
     Plain squared error on purpose: robust losses settle on the median, which is an empty picture.
     """
