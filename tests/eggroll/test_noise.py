@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from t2ialign_eggroll.noise import Members, Noise, pair_seeds
+from t2ialign_eggroll.noise import Members, Noise
 
 SHAPES = {"first.weight": (6, 5), "second.weight": (6, 5), "conv.weight": (4, 3, 3, 3), "bias": (6,)}
 
 
 def draw(rank=1, pairs=range(4), step=0, seed=0):
-    return Noise(SHAPES, rank).draw(pair_seeds(seed, step, pairs))
+    return Noise(SHAPES, rank).of(seed, step)(pairs)
 
 
 @pytest.mark.parametrize("rank", [1, 2, None])
@@ -50,21 +50,21 @@ def test_seed_step_and_pair_decide_the_noise(change):
 @pytest.mark.parametrize("count", [6, 7])
 def test_antithetic_members_are_neighbours_of_opposite_sign(count):
     members = Members(count)
-    dense = members.draw(Noise(SHAPES), 0, 0, slice(0, count))["first.weight"].dense()
+    dense = members.draw(Noise(SHAPES).of(0, 0), slice(0, count))["first.weight"].dense()
     assert members.pairs == (count + 1) // 2
     assert torch.equal(dense[0:6:2], -dense[1:6:2])
     assert torch.equal(dense[::2], draw(pairs=range(members.pairs))["first.weight"].dense())
 
 
 def test_members_without_pairs_are_independent():
-    dense = Members(4, antithetic=False).draw(Noise(SHAPES), 0, 0, slice(0, 4))["first.weight"].dense()
+    dense = Members(4, antithetic=False).draw(Noise(SHAPES).of(0, 0), slice(0, 4))["first.weight"].dense()
     assert torch.equal(dense, draw()["first.weight"].dense())
 
 
 @pytest.mark.parametrize("chunk", [slice(0, 3), slice(3, 5), slice(4, 7)])
 def test_any_chunk_of_members_can_be_drawn_alone(chunk):
-    members, noise = Members(7), Noise(SHAPES, 2)
-    everyone, part = members.draw(noise, 3, 9, slice(0, 7)), members.draw(noise, 3, 9, chunk)
+    members, noise = Members(7), Noise(SHAPES, 2).of(3, 9)
+    everyone, part = members.draw(noise, slice(0, 7)), members.draw(noise, chunk)
     for name in SHAPES:
         assert torch.equal(everyone[name].dense()[chunk], part[name].dense())
 

@@ -46,7 +46,7 @@ class Tower(nn.Module):
 def draw(tower, members, names=None, sigma=0.1, rank=1):
     names = names or tower.factors()
     shapes = {name: tower.factors()[name].shape for name in names}
-    drawn = Members(members).draw(Noise(shapes, rank), 0, 0, slice(0, members))
+    drawn = Members(members).draw(Noise(shapes, rank).of(0, 0), slice(0, members))
     scaled = {name: e.select(torch.arange(members), torch.full((members,), sigma)) for name, e in drawn.items()}
     dtype = next(iter(tower.factors().values())).dtype
     return {

@@ -14,7 +14,7 @@ SHAPES = {"weight": (4, 3), "bias": (4,)}
 
 def dense_mean(members, fitness, noise):
     """The definition: mean over the members that take part of f_i E_i."""
-    everyone = members.draw(noise, 0, 0, slice(0, members.count))
+    everyone = members.draw(noise, slice(0, members.count))
     count = fitness.used.sum()
     return {n: torch.einsum("i,i...->...", fitness.values, e.dense()) / count for n, e in everyone.items()}
 
@@ -23,42 +23,42 @@ def dense_mean(members, fitness, noise):
 @pytest.mark.parametrize("antithetic", [True, False])
 @pytest.mark.parametrize("rank", [1, 2, None])
 def test_contraction_over_pairs_equals_the_mean_over_members(count, antithetic, rank):
-    members, noise = Members(count, antithetic), Noise(SHAPES, rank)
+    members, noise = Members(count, antithetic), Noise(SHAPES, rank).of(0, 0)
     scores = torch.randn(count, generator=torch.Generator().manual_seed(1))
     scores[2] = torch.nan
     fitness = shape(scores, "zscore")
-    found = mean_perturbation(noise, members, fitness, 0, 0)
+    found = mean_perturbation(noise, members, fitness)
     for name, expected in dense_mean(members, fitness, noise).items():
         torch.testing.assert_close(found[name], expected)
 
 
 def test_blocks_of_pairs_do_not_change_the_update(monkeypatch):
-    members, noise = Members(10), Noise(SHAPES)
+    members, noise = Members(10), Noise(SHAPES).of(0, 0)
     fitness = shape(torch.randn(10, generator=torch.Generator().manual_seed(1)), "zscore")
-    whole = mean_perturbation(noise, members, fitness, 0, 0)
+    whole = mean_perturbation(noise, members, fitness)
     monkeypatch.setattr(update, "PAIRS_PER_BLOCK", 2)
-    for name, value in mean_perturbation(noise, members, fitness, 0, 0).items():
+    for name, value in mean_perturbation(noise, members, fitness).items():
         torch.testing.assert_close(value, whole[name])
 
 
 def test_antithetic_recipe_gives_the_mean_pair_difference_over_its_rms():
-    members, noise = Members(8), Noise(SHAPES)
+    members, noise = Members(8), Noise(SHAPES).of(0, 0)
     scores = torch.randn(8, generator=torch.Generator().manual_seed(1))
     d = scores[::2] - scores[1::2]
-    pairs = members.draw(noise, 0, 0, slice(0, 8))["weight"].dense()[::2]
+    pairs = members.draw(noise, slice(0, 8))["weight"].dense()[::2]
     expected = (d[:, None, None] * pairs).mean(0) / d.square().mean().sqrt()
-    found = mean_perturbation(noise, members, shape(scores, "antithetic"), 0, 0)["weight"]
+    found = mean_perturbation(noise, members, shape(scores, "antithetic"))["weight"]
     torch.testing.assert_close(found, expected)
 
 
 def test_textbook_rule_estimates_the_gradient():
     """For F = c . theta the expectation of mean(f E) / sigma with raw scores is c."""
-    sigma, members, noise = 0.1, Members(20000), Noise({"w": (3, 2)})
+    sigma, members, noise = 0.1, Members(20000), Noise({"w": (3, 2)}).of(0, 0)
     target = torch.tensor([[1.0, -2.0], [0.5, 0.0], [3.0, 1.0]])
-    scores = sigma * (members.draw(noise, 0, 0, slice(0, 20000))["w"].dense() * target).sum((1, 2))
+    scores = sigma * (members.draw(noise, slice(0, 20000))["w"].dense() * target).sum((1, 2))
     fitness = shape(scores, "zscore")
     scale = step_scale("textbook", sigma, 20000) * scores.std()  # undo the standardisation
-    estimate = scale * mean_perturbation(noise, members, fitness, 0, 0)["w"]
+    estimate = scale * mean_perturbation(noise, members, fitness)["w"]
     torch.testing.assert_close(estimate, target, rtol=0, atol=0.15)
 
 

@@ -1,0 +1,21 @@
+"""EGGROLL and OpenAI-ES: optimizers of t2ialign, and trainers for any ``nn.Module``.
+
+The trainers load on first use, because t2ialign imports this package to list its optimizers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t2ialign_eggroll.trainers import EggrollTrainer, ESTrainer, OpenESTrainer
+
+__all__ = ["ESTrainer", "EggrollTrainer", "OpenESTrainer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    from t2ialign_eggroll import trainers
+
+    return getattr(trainers, name)

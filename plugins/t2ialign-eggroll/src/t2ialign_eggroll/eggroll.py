@@ -130,7 +130,7 @@ class EvolutionStrategy(LoraOptimizer):
     def _member_noise(self, index: int, members: slice) -> dict[str, Perturbation]:
         """sigma E_i of some members, in parameter units."""
         sigma = {name: self.config.sigma * scale for name, scale in self.scales.items()}
-        return self.members.draw(self.noise, self.seed, index, members, self.device, sigma)
+        return self.members.draw(self.noise.of(self.seed, index, self.device), members, self.device, sigma)
 
     def _update(self, index: int, fitness: Fitness) -> tuple[Tensor, float]:
         """One solver step; returns its norm and the learning rate."""
@@ -139,7 +139,9 @@ class EvolutionStrategy(LoraOptimizer):
         for group in self.solver.param_groups:
             group["lr"] = rate * self.scales[group["name"]]
         scale = step_scale(config.step_rule, config.sigma, int(fitness.used.sum()))
-        mean = mean_perturbation(self.noise, self.members, fitness, self.seed, index, sign_only=self.sign_update)
+        mean = mean_perturbation(
+            self.noise.of(self.seed, index, self.device), self.members, fitness, sign_only=self.sign_update
+        )
         direction = {name: scale * value for name, value in mean.items()}
         self.stale = True
         return ascend(self.solver, self.space.parameters, direction, config.max_step_norm, config.max_norm), rate

@@ -7,7 +7,7 @@ standard normal: every entry of E has mean 0 and variance 1, and E has rank at m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,9 @@ class LowRank:
         """sum_p weights_p E_p as one product (a, P k)(P k, b); weights (P,)."""
         return torch.tensordot(self.u * weights[:, None, None], self.v, dims=([0, 2], [0, 2])).reshape(self.shape)
 
+    def to(self, dtype: torch.dtype) -> LowRank:
+        return LowRank(self.u.to(dtype), self.v.to(dtype), self.shape)
+
     def sign(self) -> LowRank:
         """The variant that updates with the signs of the factors only."""
         return LowRank(self.u.sign() / math.sqrt(self.u.shape[-1]), self.v.sign(), self.shape)
@@ -77,11 +80,16 @@ class FullRank:
     def contract(self, weights: Tensor) -> Tensor:
         return torch.tensordot(weights, self.noise, dims=1)
 
+    def to(self, dtype: torch.dtype) -> FullRank:
+        return FullRank(self.noise.to(dtype))
+
     def sign(self) -> FullRank:
         return FullRank(self.noise.sign())
 
 
 Perturbation = LowRank | FullRank
+#: Pair numbers -> the perturbations of those pairs, by parameter.
+Draw = Callable[[Sequence[int]], dict[str, Perturbation]]
 
 
 class Noise:
@@ -117,17 +125,16 @@ class Noise:
         pieces = flat.split(list(self.counts.values()), dim=1)
         return {name: self._cut(shape, part) for (name, shape), part in zip(self.shapes.items(), pieces, strict=True)}
 
+    def of(self, seed: int, step: int, device: torch.device | str = "cpu") -> Draw:
+        """The noise of one step, pair numbers to perturbations."""
+        return lambda pairs: self.draw([seeding.derive(seed, "perturbation", step, p) for p in pairs], device)
+
     def _cut(self, shape: torch.Size, flat: Tensor) -> Perturbation:
         if self.rank is None or len(shape) < 2:
             return FullRank(flat.view(-1, *shape))
         u, v = flat.split([shape[0] * self.rank, shape[1:].numel() * self.rank], dim=1)
         u = u.reshape(-1, shape[0], self.rank) / math.sqrt(self.rank)
         return LowRank(u, v.reshape(-1, shape[1:].numel(), self.rank), shape)
-
-
-def pair_seeds(seed: int, step: int, pairs: Sequence[int]) -> list[int]:
-    """Seeds of the pairs' draws in one step."""
-    return [seeding.derive(seed, "perturbation", step, pair) for pair in pairs]
 
 
 @dataclass(frozen=True)
@@ -156,22 +163,17 @@ class Members:
         return 1.0 - 2.0 * (index % 2) if self.antithetic else torch.ones(len(index), device=device)
 
     def draw(
-        self,
-        noise: Noise,
-        seed: int,
-        step: int,
-        members: slice,
-        device: torch.device | str = "cpu",
-        sigma: Mapping[str, float] | None = None,
+        self, draw: Draw, members: slice, device: torch.device | str = "cpu", sigma: Mapping[str, float] | None = None
     ) -> dict[str, Perturbation]:
         """The perturbations sign_i sigma E_pair[i] of some members, each pair drawn once.
 
         Args:
+            draw: gives the perturbations of any pairs.
             sigma: scale of each parameter's perturbation; default 1.
         """
         pair = self.pair(members)
         first, last = int(pair[0]), int(pair[-1])
-        drawn = noise.draw(pair_seeds(seed, step, range(first, last + 1)), device)
+        drawn = draw(range(first, last + 1))
         index, sign = (pair - first).to(device), self.sign(members, device)
         sigma = dict.fromkeys(drawn, 1.0) if sigma is None else sigma
         return {name: perturbation.select(index, sign * sigma[name]) for name, perturbation in drawn.items()}

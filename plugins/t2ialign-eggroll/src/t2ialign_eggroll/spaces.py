@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from t2ialign.errors import UsageError
 from t2ialign.lora import ADAPTER, Adapter
+from t2ialign_eggroll.batched import swapped
 from t2ialign_eggroll.noise import Perturbation
 from t2ialign_eggroll.population import Calls, Chunk, Form, lora_population, weight_population
 
@@ -137,19 +138,6 @@ class WeightSpace:
             b.zero_()
             a[: len(root)] = root[:, None] * vh[:rank]
             b[:, : len(root)] = u[:, :rank] * root / self.adapter.scaling
-
-
-@contextmanager
-def swapped(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, the parameters have other values; afterwards the very same storage is back."""
-    kept = {name: parameters[name].data for name in values}
-    try:
-        for name, value in values.items():
-            parameters[name].data = value
-        yield
-    finally:
-        for name, value in kept.items():
-            parameters[name].data = value
 
 
 def _rms(modules: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, float]:

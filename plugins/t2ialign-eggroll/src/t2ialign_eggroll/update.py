@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from t2ialign.batching import split
-from t2ialign_eggroll.noise import Members, Noise, pair_seeds
+from t2ialign_eggroll.noise import Draw, Members
 from t2ialign_eggroll.shaping import Fitness
 
 #: Pairs whose noise is in memory at once during the update. Fixed, so that the sum does not depend on the micro-batch.
@@ -47,19 +47,17 @@ def pair_weights(fitness: Tensor, members: Members) -> Tensor:
     )
 
 
-def mean_perturbation(
-    noise: Noise, members: Members, fitness: Fitness, seed: int, step: int, *, sign_only: bool = False
-) -> dict[str, Tensor]:
+def mean_perturbation(draw: Draw, members: Members, fitness: Fitness, *, sign_only: bool = False) -> dict[str, Tensor]:
     """mean_i f_i E_i over the members that take part, per parameter: one contraction over pairs, drawn block by block.
 
     Args:
+        draw: gives the perturbations of any pairs, once more.
         sign_only: use the signs of the noise factors in place of the factors.
     """
     weights = pair_weights(fitness.values.float(), members) / fitness.used.sum().clamp(min=1)
     total: dict[str, Tensor] = {}
     for rows in split(members.pairs, PAIRS_PER_BLOCK):
-        drawn = noise.draw(pair_seeds(seed, step, range(members.pairs)[rows]), weights.device)
-        for name, perturbation in drawn.items():
+        for name, perturbation in draw(range(members.pairs)[rows]).items():
             part = (perturbation.sign() if sign_only else perturbation).contract(weights[rows])
             total[name] = total[name] + part if name in total else part
     return total
