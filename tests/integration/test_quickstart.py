@@ -31,7 +31,7 @@ def standard_errors(result: dict[str, float]) -> float:
 
 def test_the_quickstart_gains_on_held_out_prompts(tmp_path):
     tuned = paired("specs/quickstart.toml", tmp_path)
-    assert list(tuned)[0] == "clip"  # the optimised reward comes first
+    assert next(iter(tuned)) == "clip"  # the optimised reward comes first
     assert standard_errors(tuned["clip"]) >= 5
     assert standard_errors(tuned["shapes-exact"]) >= 3
 
