@@ -1,0 +1,136 @@
+"""VAR as a backend: class in, image out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from t2ialign import Backend, BackendInfo, Sampler, UsageError, checkpoints
+from t2ialign.conditioning import Conditioning
+from t2ialign_var.classes import imagenet, read_classes
+from t2ialign_var.config import VarConfig
+from t2ialign_var.loading import fill, load_lora, read_tensors
+from t2ialign_var.sampling import DrawTokens, MixCodes, sample_features
+from t2ialign_var.transformer import VarTransformer, released
+from t2ialign_var.vqvae import RELEASED, VQVAE
+
+VQVAE_FILE = "vae_ch160v4096z32.pth"
+#: Constants and training statistics in released files.
+TRANSFORMER_IGNORED = (r"^attn_bias_for_masking$", r"^lvl_1L$")
+VQVAE_IGNORED = (r"^quantize\.ema_vocab_hit_SV$",)
+
+
+class VarBackend(Backend):
+    """VAR with its multi-scale VQVAE.
+
+    The noise of an image is one unit Gaussian number z per token; a token is drawn at u = Phi(z).
+    """
+
+    Config = VarConfig
+
+    def __init__(self, config: VarConfig, device: torch.device | str = "cpu") -> None:
+        """Load both networks.
+
+        Raises:
+            UsageError: files are missing, damaged, or of another size than ``depth`` says.
+        """
+        super().__init__(config, device)
+        files = (f"var_d{config.depth}.pth", VQVAE_FILE)
+        folder = checkpoints.resolve(config.checkpoint, config.revision, [*files, "*.json", "*.safetensors"])
+        dtype = getattr(torch, config.dtype)
+        if (folder / "config.json").is_file():
+            sizes, files = _read_sizes(folder / "config.json"), ("var.safetensors", "vae.safetensors")
+            self.classes = read_classes(folder / "classes.json", sizes["transformer"]["classes"])
+        else:
+            sizes = {"transformer": released(config.depth), "vqvae": RELEASED}
+            self.classes = imagenet()
+        weights = read_tensors(folder / files[0])
+        _check_depth(weights, sizes["transformer"]["depth"], files[0])
+        with torch.device("meta"):
+            transformer = VarTransformer(**sizes["transformer"])
+            vqvae = VQVAE(sizes["transformer"]["patch_nums"], **sizes["vqvae"])
+        self.transformer = fill(
+            transformer, weights, files[0], dtype, VarTransformer.half_precision, TRANSFORMER_IGNORED
+        ).to(self.device)
+        # Group norms of a deep decoder overflow in float16.
+        stable = torch.float32 if dtype == torch.float16 else dtype
+        self.vqvae = fill(
+            vqvae, read_tensors(folder / files[1]), files[1], stable, VQVAE.half_precision, VQVAE_IGNORED
+        ).to(self.device)
+        self.info = BackendInfo(
+            family="autoregressive",
+            latent_shape=(sum(transformer.tokens),),
+            image_size=(vqvae.image_side, vqvae.image_side),
+            base_model=config.checkpoint,
+        )
+
+    @property
+    def trainable(self) -> nn.Module:
+        return self.transformer
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Class numbers, class names or "a photo of" them; rewards see the latter, or a checkpoint's own names."""
+        found = [self.classes.find(prompt) for prompt in prompts]
+        texts = tuple(self.classes.text(index) for index in found)
+        return Conditioning(texts, {"class_id": torch.tensor(found, device=self.device)})
+
+    @torch.no_grad()
+    def generate(
+        self,
+        conditioning: Conditioning,
+        seeds: Sequence[int],
+        sampler: Sampler | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1]; tokens are discrete, so there are no gradients.
+
+        Args:
+            conditioning: B rows.
+            seeds: one per image.
+            sampler: not used: the model samples itself.
+            noise: unit Gaussian (B, L) to use in place of the seeds' own.
+        """
+        options, quantiser = self.config, self.vqvae.quantize
+        noise = self.noise(seeds) if noise is None else noise
+        if options.more_smooth:
+            choose: Any = MixCodes(quantiser, seeds, options.top_k, options.top_p)
+        else:
+            choose = DrawTokens(quantiser, noise, options.top_k, options.top_p)
+        labels = conditioning.tensors["class_id"]
+        return self.vqvae.decode(sample_features(self.transformer, quantiser, labels, options.guidance_scale, choose))
+
+    def load_lora(self, folder: Path) -> None:
+        load_lora(self.transformer, folder, self.info.adapter_prefix)
+
+    def snippet(self) -> str:
+        config = self.config
+        return f"""\
+# pip install t2ialign-var
+from pathlib import Path
+
+from t2ialign_var.backend import VarBackend
+from t2ialign_var.config import VarConfig
+
+var = VarBackend(VarConfig(checkpoint={config.checkpoint!r}, depth={config.depth}, dtype={config.dtype!r}), "cuda")
+var.load_lora(Path("."))  # the folder of this file
+images = var.generate(var.encode([{self.classes.names[0]!r}]), seeds=[0])  # (1, 3, H, W) in [0, 1]
+"""
+
+
+def _read_sizes(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8"))
+        return {"transformer": dict(sizes["transformer"]), "vqvae": dict(sizes["vqvae"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} must have the tables 'transformer' and 'vqvae'") from error
+
+
+def _check_depth(weights: dict[str, Tensor], depth: int, file: str) -> None:
+    found = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
+    if found != depth:
+        raise UsageError(f"{file} has {found} blocks, the model has {depth}: set backend.depth to the checkpoint's")

@@ -1,0 +1,130 @@
+"""From released files to modules: strict names and shapes, no code from a file, one clear error."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from t2ialign import LoraConfig, UsageError
+from t2ialign.export import FILE as LORA_FILE
+from t2ialign.lora import Adapter
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a ``.pth`` state dict, a safetensors file, or a folder of safetensors shards with their index.
+
+    Args:
+        path: the file or folder.
+        entry: in a ``.pth`` with more than weights, the key that holds them.
+
+    Raises:
+        UsageError: missing, truncated, damaged, or a pickle with more than tensors in it.
+    """
+    if not path.exists():
+        raise UsageError(f"checkpoint has no {path.name} (looked in {path.parent})")
+    if path.is_dir():
+        return _read_shards(path)
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UsageError(f"{path} is damaged, or holds more than tensors and is not loaded for safety") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UsageError(f"{path} is truncated or damaged; fetch it again") from error
+    if entry is not None and isinstance(content, dict) and entry in content:
+        content = content[entry]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UsageError(f"{path} is no state dict: names to tensors")
+    return content
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indices) != 1:
+        raise UsageError(f"{folder} needs exactly one *.safetensors.index.json, it has {len(indices)}")
+    try:
+        placed: dict[str, str] = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"{indices[0]} is damaged; fetch it again") from error
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(placed.values())):
+        tensors |= read_tensors(folder / name)
+    if absent := placed.keys() - tensors.keys():
+        raise UsageError(f"{folder}: its shards lack {min(absent)} and {len(absent) - 1} more")
+    return tensors
+
+
+def fill(
+    module: M,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    half_precision: Sequence[str] = (),
+    ignored: Sequence[str] = (),
+) -> M:
+    """Give a module built on the meta device its weights, and freeze it for inference.
+
+    Args:
+        module: on the meta device.
+        tensors: its whole state, by name.
+        source: the file, for messages.
+        dtype: for the parts whose names start with one of ``half_precision``; the others are float32.
+        ignored: regular expressions of names in the file that hold nothing to load.
+
+    Raises:
+        UsageError: missing or unexpected names, other shapes.
+    """
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    given = {name: value for name, value in tensors.items() if not any(re.search(p, name) for p in ignored)}
+    shapes = {name: value.shape for name, value in given.items()}
+    faults = {
+        "missing": sorted(wanted.keys() - shapes.keys()),
+        "unexpected": sorted(shapes.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {tuple(shapes[name])} for {tuple(wanted[name])}"
+            for name in sorted(wanted.keys() & shapes.keys())
+            if shapes[name] != wanted[name]
+        ],
+    }
+    if any(faults.values()):
+        report = "; ".join(f"{len(names)} {fault}, first {names[0]}" for fault, names in faults.items() if names)
+        raise UsageError(f"{source} does not fit {type(module).__name__}: {report}")
+    stored = {
+        name: value.to(dtype if name.startswith(tuple(half_precision)) else torch.float32)
+        for name, value in given.items()
+    }
+    module.load_state_dict(stored, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def load_lora(module: nn.Module, folder: Path, prefix: str = "transformer") -> None:
+    """Put an exported LoRA into a module: peft layers for exactly the modules in the file.
+
+    Raises:
+        UsageError: no LoRA file, names without the prefix, modules or shapes that the module does not have.
+    """
+    path = folder / LORA_FILE
+    tensors = read_tensors(path)
+    if stray := [name for name in tensors if not re.fullmatch(rf"{prefix}\..+\.lora_[AB]\.weight", name)]:
+        raise UsageError(f"{path}: '{stray[0]}' is not of the form '{prefix}.<module>.lora_A.weight'")
+    own = {name.removeprefix(f"{prefix}."): value for name, value in tensors.items()}
+    paths = sorted({name.rpartition(".lora_")[0] for name in own})
+    if absent := set(paths) - {name for name, _ in module.named_modules()}:
+        raise UsageError(f"{path} is for another model: this {type(module).__name__} has no '{min(absent)}'")
+    rank = own[f"{paths[0]}.lora_A.weight"].shape[0]
+    adapter = Adapter(module, LoraConfig(rank=rank), paths)
+    if surplus := adapter.parameters().keys() - own.keys():
+        raise UsageError(f"{path} lacks {min(surplus)}")
+    adapter.load(own)
