@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from t2ialign import UsageError
 from t2ialign_shapes import captions, plugin
 from t2ialign_shapes.layout import sample_layout
 from t2ialign_shapes.plugin import ShapesRewardConfig
@@ -30,9 +31,12 @@ def test_right_pictures_earn_one_and_others_less(images):
     torch.testing.assert_close(graded.score(images, swapped), torch.tensor([0.5, 2 / 3, 0.6]))
 
 
-def test_a_prompt_of_another_world_is_refused(images):
-    with pytest.raises(ValueError, match="not a caption of the shapes world: 'a photo of a cat'"):
-        ShapesExact(ShapesRewardConfig()).score(images[:1], ["a photo of a cat"])
+def test_a_prompt_or_picture_of_another_world_is_refused(images):
+    reward = ShapesExact(ShapesRewardConfig())
+    with pytest.raises(UsageError, match="not a caption of the shapes world: 'a photo of a cat'"):
+        reward.score(images[:1], ["a photo of a cat"])
+    with pytest.raises(UsageError, match="3x32x32, not 3x64x64"):
+        reward.score(torch.rand(1, 3, 64, 64), ["a circle"])
 
 
 def test_the_plugin_registers_both():

@@ -9,7 +9,9 @@ from torch import Tensor
 
 import t2ialign
 from t2ialign_shapes import captions, detector
+from t2ialign_shapes.captions import Caption
 from t2ialign_shapes.plugin import ShapesRewardConfig
+from t2ialign_shapes.world import SIZE
 
 
 class ShapesExact(t2ialign.Reward):
@@ -30,9 +32,9 @@ class ShapesExact(t2ialign.Reward):
             float32 [B], 0 or 1.
 
         Raises:
-            ValueError: a prompt is not of the grammar (see `t2ialign_shapes.captions`).
+            UsageError: the images or a prompt are not of the shapes world.
         """
-        return detector.check(images, [captions.parse(prompt) for prompt in prompts]).float()
+        return detector.check(images, _captions(images, prompts)).float()
 
 
 class ShapesGraded(t2ialign.Reward):
@@ -44,4 +46,21 @@ class ShapesGraded(t2ialign.Reward):
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Grade images against their prompts: float32 [B] in [0, 1]; see `ShapesExact.score`."""
-        return detector.graded(images, [captions.parse(prompt) for prompt in prompts])
+        return detector.graded(images, _captions(images, prompts))
+
+
+def _captions(images: Tensor, prompts: Sequence[str]) -> list[Caption]:
+    """Read the prompts; refuse what the exact judge cannot judge."""
+    if images.shape[1:] != (3, SIZE, SIZE):
+        size = "x".join(map(str, images.shape[1:]))
+        raise t2ialign.UsageError(
+            f"the shapes rewards judge images of 3x{SIZE}x{SIZE}, not {size}; use the shapes"
+            " checkpoints or another reward"
+        )
+    try:
+        return [captions.parse(prompt) for prompt in prompts]
+    except ValueError as error:
+        raise t2ialign.UsageError(
+            f"the shapes rewards judge only their own prompts: {error}; see"
+            " pkg:t2ialign_shapes/prompts/train.txt for examples"
+        ) from error
