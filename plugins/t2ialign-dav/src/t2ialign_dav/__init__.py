@@ -1,0 +1,1 @@
+"""DAV: diffusion alignment as variational expectation-maximisation (arXiv 2510.00502)."""
