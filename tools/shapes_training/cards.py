@@ -121,14 +121,14 @@ def base_card(name: str, figures: dict) -> str:
     return _BASE.format(
         name=name,
         introduction=_INTRODUCTION[name],
-        benchmark=_benchmark_table(figures["benchmark"]),
-        before=_percent(figures["benchmark_before_rounding"]),
-        training=_training_table(stages),
+        benchmark=benchmark_table(figures["benchmark"]),
+        before=percent(figures["benchmark_before_rounding"]),
+        training=training_table(stages),
         **figures["parameters"],
         psnr=autoencoder["psnr_db"],
         kept=f"{100 * autoencoder['accuracy']:.1f}",
         kept_counting=f"{100 * autoencoder['accuracy_counting']:.1f}",
-        environment=_environment(figures),
+        environment=environment_line(figures),
     )
 
 
@@ -140,24 +140,26 @@ def clip_card(figures: dict) -> str:
         images=next(iter(figures["agreement"].values()))["n"],
         agreement=_agreement_table(figures),
         renders=", ".join(renders),
-        training=_training_table(stages),
+        training=training_table(stages),
         parameters=figures["parameters"],
-        environment=_environment(figures),
+        environment=environment_line(figures),
     )
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def _benchmark_table(benchmark: dict) -> str:
+def benchmark_table(benchmark: dict) -> str:
+    """Accuracy and graded score per family."""
     results = {**benchmark["families"], "**overall**": benchmark}
     rows = [
-        [name, str(result["n"]), _percent(result), f"{result['graded']:.3f}"]
+        [name, str(result["n"]), percent(result), f"{result['graded']:.3f}"]
         for name, result in results.items()
     ]
-    return _table(["family", "n", "accuracy % (se)", "graded"], rows)
+    return table(["family", "n", "accuracy % (se)", "graded"], rows)
 
 
 def _agreement_table(figures: dict) -> str:
@@ -168,23 +170,26 @@ def _agreement_table(figures: dict) -> str:
         for title, key in (("before tuning", "agreement_before_tuning"), ("shipped", "agreement"))
         for base, result in figures[key].items()
     ]
-    return _table(["generator, reward", "overall", *FAMILIES, "r"], rows)
+    return table(["generator, reward", "overall", *FAMILIES, "r"], rows)
 
 
-def _training_table(stages: dict[str, dict]) -> str:
+def training_table(stages: dict[str, dict]) -> str:
+    """What each stage took."""
     columns = ("steps", "batch", "learning_rate", "seed", "final_loss")
     rows = [
         [name, *(str(stage[column]) for column in columns)]
         + [f"{stage[key] / 60:.1f}" for key in ("wall_s", "cpu_s")]
         for name, stage in stages.items()
     ]
-    return _table(["stage", *(c.replace("_", " ") for c in columns), "wall min", "CPU min"], rows)
+    return table(["stage", *(c.replace("_", " ") for c in columns), "wall min", "CPU min"], rows)
 
 
-def _percent(result: dict) -> str:
+def percent(result: dict) -> str:
+    """An accuracy in percent with its standard error."""
     return f"{100 * result['accuracy']:.1f} ({100 * result['se']:.1f})"
 
 
-def _environment(figures: dict) -> str:
+def environment_line(figures: dict) -> str:
+    """Versions that the figures were measured with."""
     parts = figures["environment"].items()
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in parts)

@@ -175,7 +175,7 @@ def save_pipeline(folder: Path, sprint: SanaSprint, autoencoder: AutoencoderDC) 
         scheduler=SCMScheduler(prediction_type="trigflow", sigma_data=0.5),
     )
     pipeline.save_pretrained(folder)
-    _halve(folder)
+    halve(folder)
 
 
 def save_clip(folder: Path, clip: CLIPModel) -> None:
@@ -187,10 +187,10 @@ def save_clip(folder: Path, clip: CLIPModel) -> None:
         size=size, crop_size=size, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     processor.save_pretrained(folder)
-    _halve(folder)
+    halve(folder)
 
 
-def _halve(folder: Path) -> None:
+def halve(folder: Path) -> None:
     """Round the weight files to float16: half the size; loaders still give float32.
 
     The configs keep saying float32, which is the dtype the models are meant to run in.

@@ -61,9 +61,9 @@ def _write_base(work: Path, folder: Path, name: str) -> None:
             "text_encoder": count_parameters(shipped.text_encoder),
             "vae": count_parameters(shipped_autoencoder),
         },
-        "training": _training(work, name, BASES[name]),
-        "training_autoencoder": _training(work, "autoencoder", autoencoder_stage.RECIPE),
-        "environment": _environment(),
+        "training": training(work, name, BASES[name]),
+        "training_autoencoder": training(work, "autoencoder", autoencoder_stage.RECIPE),
+        "environment": environment(),
     }
     write_json(folder / "evaluation.json", figures)
     write_text(folder / "README.md", cards.base_card(name, figures))
@@ -81,15 +81,16 @@ def _write_clip(work: Path, checkpoints: Path) -> None:
         "agreement_before_tuning": read_json(work / "reward" / "agreement.json")["before"],
         "clean_renders": clip.evaluate(shipped),
         "parameters": count_parameters(shipped.clip),
-        "training": _training(work, "clip", clip.RECIPE),
-        "training_reward": _training(work, "reward", reward.RECIPE),
-        "environment": _environment(),
+        "training": training(work, "clip", clip.RECIPE),
+        "training_reward": training(work, "reward", reward.RECIPE),
+        "environment": environment(),
     }
     write_json(folder / "evaluation.json", figures)
     write_text(folder / "README.md", cards.clip_card(figures))
 
 
-def _training(work: Path, stage: str, recipe: Any) -> dict:
+def training(work: Path, stage: str, recipe: Any) -> dict:
+    """What a finished stage took: settings, time and last loss."""
     last = read_json_lines(work / stage / "log.jsonl")[-1]
     return {
         "steps": last["step"],
@@ -102,7 +103,8 @@ def _training(work: Path, stage: str, recipe: Any) -> dict:
     }
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Versions that figures were measured with."""
     packages = {name: version(name) for name in ("torch", "diffusers", "transformers")}
     threads = {"cpu_threads": str(torch.get_num_threads())}
     return {"python": platform.python_version(), **packages, **threads}
