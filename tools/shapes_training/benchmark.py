@@ -35,17 +35,22 @@ def generate(
     return torch.cat([decode(autoencoder, latents) for latents in chunks])
 
 
-def benchmark_images(
-    model: Generator, autoencoder: AutoencoderDC | AutoencoderKL, per_family: int, seed: int = 0
-) -> tuple[list[Caption], Tensor]:
-    """Generate ``per_family`` images for the benchmark prompts of every family.
+def balanced_captions(per_family: int) -> list[Caption]:
+    """Benchmark captions, ``per_family`` of every family.
 
-    Prompts take turns, so that families with few prompts give as many images as the others.
+    Captions take turns, so that families with few of them give as many images as the others.
     """
     by_family: dict[str, list[Caption]] = {family: [] for family in FAMILIES}
     for caption in benchmark_captions():
         by_family[caption.family].append(caption)
-    captions = [c for group in by_family.values() for c in islice(cycle(group), per_family)]
+    return [c for group in by_family.values() for c in islice(cycle(group), per_family)]
+
+
+def benchmark_images(
+    model: Generator, autoencoder: AutoencoderDC | AutoencoderKL, per_family: int, seed: int = 0
+) -> tuple[list[Caption], Tensor]:
+    """Generate ``per_family`` images for the benchmark captions of every family."""
+    captions = balanced_captions(per_family)
     channels = autoencoder.config.latent_channels
     noise = draw_noise(len(captions), generator_for("benchmark", seed), channels)
     return captions, generate(model, autoencoder, [str(caption) for caption in captions], noise)

@@ -18,9 +18,7 @@ from shapes_training.workdir import read_tensors, write_tensors
 from t2ialign_shapes.layout import sample_layout
 from t2ialign_shapes.render import render
 
-RECIPE = Recipe(
-    steps=4500, batch=64, learning_rate=1.5e-3, warmup=80, ema=0.998, evaluate_every=500
-)
+RECIPE = Recipe(steps=4500, batch=64, learning_rate=1.5e-3, warmup=80, ema=0.998, evaluate_every=500)
 
 PICTURES = 49_152
 """Size of the training set. Unlike the renderer's endless pictures, latents are dear to compute."""
@@ -31,9 +29,7 @@ CAPTION_DROPOUT = 0.1
 FULL_WEIGHT_SNR = 5.0
 
 
-def draw_latents(
-    autoencoder: AutoencoderKL, count: int, generator: torch.Generator
-) -> tuple[list[str], Tensor]:
+def draw_latents(autoencoder: AutoencoderKL, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
     """Captions and latents [count, 4, 8, 8] of random layouts; colours left open are canonical."""
     captions = draw_captions(count, generator)
     layout = sample_layout(captions, generator)
@@ -73,9 +69,7 @@ def draw_timesteps(cumulative: Tensor, count: int, generator: torch.Generator) -
     return torch.searchsorted(cumulative, quantile).clamp(max=len(cumulative) - 1)
 
 
-def loss(
-    model: StableDiffusion, tokens: Tensor, latents: Tensor, generator: torch.Generator
-) -> Tensor:
+def loss(model: StableDiffusion, tokens: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
     """Squared error of v at random timesteps, some captions emptied.
 
     Args:

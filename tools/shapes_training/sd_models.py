@@ -125,6 +125,28 @@ class StableDiffusion(nn.Module):
         return self.text_encoder(self.tokenize(prompts))[0]
 
 
+class StableDiffusionTurbo(StableDiffusion):
+    """The same network, run for one step at the last timestep, as SD-Turbo is."""
+
+    def forward(self, noise: Tensor, prompts: list[str]) -> Tensor:
+        """Generate scaled latents in one step: x0 = alpha x - sigma v at x = sigma noise.
+
+        This is what the pipeline computes with one trailing Euler step and no guidance.
+
+        Args:
+            noise: float32 [B, 4, 8, 8], unit Gaussian.
+
+        Returns:
+            float32 [B, 4, 8, 8], what the pipeline hands to the decoder times its scaling factor.
+        """
+        last = len(self.scheduler.alphas_cumprod) - 1
+        alpha = self.scheduler.alphas_cumprod[last].sqrt()
+        sigma = (1 - alpha**2).sqrt()
+        x = sigma * noise
+        v = self.unet(x, last, encoder_hidden_states=self.encode(prompts)).sample
+        return alpha * x - sigma * v
+
+
 def build_scheduler(kind: type) -> DDIMScheduler | EulerDiscreteScheduler:
     """A diffusers scheduler with the schedule of these models."""
     ends = {"set_alpha_to_one": True, "clip_sample": False} if kind is DDIMScheduler else {}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL
+from diffusers import AutoencoderDC
 from torch import Tensor
 
 from shapes_training.autoencoder import encode
@@ -42,11 +42,11 @@ OBJECT_WEIGHT = 4.0
 
 
 def draw_pairs(
-    autoencoder: AutoencoderDC | AutoencoderKL, batch: int, fade: bool, generator: torch.Generator
+    autoencoder: AutoencoderDC, batch: int, fade: bool, generator: torch.Generator
 ) -> tuple[list[str], Tensor, Tensor, Tensor]:
     """Draw prompts, noise, the latents that belong to them, and a weight per latent cell."""
     captions = draw_captions(batch, generator)
-    noise = draw_noise(batch, generator, autoencoder.config.latent_channels)
+    noise = draw_noise(batch, generator)
     layout = couple(captions, noise, fade)
     with torch.no_grad():
         target = encode(autoencoder, render(layout))
