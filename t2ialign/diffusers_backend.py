@@ -43,6 +43,8 @@ class DiffusersBackend(Backend):
         pipeline_names: pipeline classes of ``model_index.json`` that the backend understands; the first one loads it.
         text_components: sub-folders that only encoding needs.
         trained_component: the network that LoRA adapts, "transformer" or "unet".
+        weightless: components whose weights ``own_components`` takes from elsewhere.
+        load_options: further arguments of the pipeline's ``from_pretrained``.
         ragged: names of the ragged conditioning tensors -> names of their masks.
         folder: the local checkpoint.
     """
@@ -50,6 +52,8 @@ class DiffusersBackend(Backend):
     pipeline_names: ClassVar[tuple[str, ...]]
     text_components: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
     trained_component: ClassVar[str] = "transformer"
+    weightless: ClassVar[tuple[str, ...]] = ()
+    load_options: ClassVar[dict[str, Any]] = {}
     ragged: ClassVar[dict[str, str]] = {}
     encode_micro_batch: ClassVar[int] = 8
 
@@ -61,22 +65,31 @@ class DiffusersBackend(Backend):
         """
         super().__init__(config, device)
         parts = (*self.text_components, self.trained_component, "vae", "scheduler")
-        self.folder = open_checkpoint(config.checkpoint, config.revision, self.pipeline_names, parts)
+        self.folder = open_checkpoint(config.checkpoint, config.revision, self.pipeline_names, parts, self.weightless)
 
     @cached_property
     def pipeline(self) -> Any:
         """The diffusers pipeline without its text encoders, on the device, frozen; loaded on first use."""
         dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
-        pipeline = self._load(self.text_components, dtypes)
+        pipeline = self._load(self.text_components, dtypes, **self.own_components())
         for part, module in (("network", getattr(pipeline, self.trained_component)), ("decoder", pipeline.vae)):
             module.to(self.device).eval().requires_grad_(False)
             if part in self.config.gradient_checkpointing:
                 recompute_blocks(module)
         return pipeline
 
+    def own_components(self) -> dict[str, Any]:
+        """Components that replace the checkpoint's own."""
+        return {}
+
     @property
     def trainable(self) -> nn.Module:
         return getattr(self.pipeline, self.trained_component)
+
+    @property
+    def network_dtype(self) -> torch.dtype:
+        """Dtype of the trained network."""
+        return getattr(torch, self.config.dtype)
 
     @property
     def stable_dtype(self) -> str:
@@ -213,8 +226,8 @@ pipe = {self.info.pipeline}.from_pretrained({source}, dtype=torch.{self.config.d
         code = self.snippet().replace(LORA_LINE, noise).replace('"a prompt"', f"{json.dumps(prompt)}, latents=latents")
         return code.replace("\n\npipe = ", "\nfrom safetensors.torch import load_file\n\npipe = ", 1)
 
-    def _load(self, absent: Sequence[str], dtypes: dict[str, str]) -> Any:
-        """The pipeline without the components in ``absent``; ``dtypes`` by component."""
+    def _load(self, absent: Sequence[str], dtypes: dict[str, str], **components: Any) -> Any:
+        """The pipeline with ready-made ``components``, without those in ``absent``; ``dtypes`` by component."""
         with quiet_libraries():
             import diffusers
 
@@ -222,7 +235,9 @@ pipe = {self.info.pipeline}.from_pretrained({source}, dtype=torch.{self.config.d
                 self.folder,
                 dtype={name: getattr(torch, dtype) for name, dtype in dtypes.items()},
                 local_files_only=True,
+                **self.load_options,
                 **dict.fromkeys(absent),
+                **components,
             )
 
 

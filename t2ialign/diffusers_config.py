@@ -16,8 +16,18 @@ class DiffusersConfig(BackendConfig):
         None, description="dtype of the autoencoder; default: the network's, but float32 beside a float16 network"
     )
     gradient_checkpointing: list[Literal["network", "decoder"]] = Field(
-        [], description="parts that compute their blocks' activations again in the backward pass instead of keeping them"
+        [],
+        description="parts that compute their blocks' activations again in the backward pass instead of keeping them",
     )
     image_size: int | None = Field(
         None, ge=1, description="pixels per side, a multiple of the autoencoder's factor; default: as trained"
+    )
+
+
+class GuidedConfig(DiffusersConfig):
+    """``[backend]`` of a pipeline with classifier-free guidance."""
+
+    guidance_scale: float = Field(1.0, ge=0, description="classifier-free guidance; at most 1 switches it off")
+    negative_prompt: str | None = Field(
+        None, description="what guidance leads away from; default: the empty prompt, as the pipeline encodes it"
     )

@@ -11,9 +11,16 @@ from typing import Any
 from t2ialign import checkpoints
 from t2ialign.errors import UsageError
 
+#: What is fetched of a component: full-precision weights in one file or in shards, and everything that is no weight.
+_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors", "*model-*-of-*.safetensors")
+
 
 def open_checkpoint(
-    reference: str, revision: str | None, pipelines: Collection[str], components: Sequence[str]
+    reference: str,
+    revision: str | None,
+    pipelines: Collection[str],
+    components: Sequence[str],
+    weightless: Collection[str] = (),
 ) -> Path:
     """The local folder of a diffusers checkpoint that one of ``pipelines`` can load.
 
@@ -22,11 +29,12 @@ def open_checkpoint(
         revision: hub revision.
         pipelines: accepted classes in ``model_index.json``.
         components: sub-folders that must be there, each with complete safetensors weights if it holds a model.
+        weightless: components of which only the configuration is used.
 
     Raises:
         UsageError: anything of that is missing, of another kind, or cut off.
     """
-    patterns = [f"{part}/*.{ending}" for part in components for ending in ("json", "safetensors", "txt", "model")]
+    patterns = [f"{part}/{file}" for part in components for file in (_FILES[:1] if part in weightless else _FILES)]
     folder = checkpoints.resolve(reference, revision, ["model_index.json", *patterns])
     where = f"checkpoint '{reference}'"
     if not (folder / "model_index.json").is_file():
@@ -37,7 +45,7 @@ def open_checkpoint(
     for part in components:
         if not any((folder / part).glob("*.json")):
             raise UsageError(f"{where} has no component '{part}'")
-        if (folder / part / "config.json").is_file():
+        if part not in weightless and (folder / part / "config.json").is_file():
             check_weights(folder / part, where)
     return folder
 

@@ -1,0 +1,1 @@
+"""Stable Diffusion and its relatives for t2ialign."""

@@ -1,0 +1,102 @@
+"""The spec's ``[backend]`` tables; imports no torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from t2ialign.config import Checkpoint
+from t2ialign.diffusers_config import GuidedConfig
+
+CHECKPOINT_TEXT = "hub id, local folder, or 'pkg:<package>/<path>'"
+
+
+class UnetConfig(GuidedConfig):
+    """Models with a UNet."""
+
+    def lora_targets(self) -> list[str]:
+        return ["to_q", "to_k", "to_v", "to_out.0"]
+
+    def trainable_folder(self) -> str:
+        return "unet"
+
+
+class Sd15Config(UnetConfig):
+    """``kind = "sd15"``."""
+
+    checkpoint: Checkpoint = Field("stable-diffusion-v1-5/stable-diffusion-v1-5", description=CHECKPOINT_TEXT)
+    guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
+
+
+class SdTurboConfig(UnetConfig):
+    """``kind = "sd-turbo"``."""
+
+    checkpoint: Checkpoint = Field("stabilityai/sd-turbo", description=CHECKPOINT_TEXT)
+
+
+class SdxlConfig(UnetConfig):
+    """``kind = "sdxl"``."""
+
+    checkpoint: Checkpoint = Field("stabilityai/stable-diffusion-xl-base-1.0", description=CHECKPOINT_TEXT)
+    guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance; at most 1 switches it off")
+
+
+class SdxlTurboConfig(UnetConfig):
+    """``kind = "sdxl-turbo"``."""
+
+    checkpoint: Checkpoint = Field("stabilityai/sdxl-turbo", description=CHECKPOINT_TEXT)
+
+
+class HyperSdConfig(UnetConfig):
+    """``kind = "hyper-sd"``."""
+
+    checkpoint: Checkpoint = Field(
+        "stabilityai/stable-diffusion-xl-base-1.0", description=f"{CHECKPOINT_TEXT} of all but the UNet's weights"
+    )
+    network_checkpoint: Checkpoint = Field("ByteDance/Hyper-SD", description=f"{CHECKPOINT_TEXT} of the UNet's weights")
+    network_file: str = Field("Hyper-SDXL-1step-Unet.safetensors", description="file inside network_checkpoint")
+
+
+class PixArtDmdConfig(GuidedConfig):
+    """``kind = "pixart-dmd"``."""
+
+    checkpoint: Checkpoint = Field(
+        "PixArt-alpha/PixArt-XL-2-1024-MS", description=f"{CHECKPOINT_TEXT} of text encoder and autoencoder"
+    )
+    network_checkpoint: Checkpoint = Field(
+        "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512", description=f"{CHECKPOINT_TEXT} of transformer and scheduler"
+    )
+    max_sequence_length: int = Field(120, ge=1, description="prompt tokens kept")
+
+    def lora_targets(self) -> list[str]:
+        return ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class Sd3Config(GuidedConfig):
+    """``kind = "sd3"``."""
+
+    checkpoint: Checkpoint = Field("stabilityai/stable-diffusion-3.5-medium", description=CHECKPOINT_TEXT)
+    guidance_scale: float = Field(4.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
+    max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept")
+
+    def lora_targets(self) -> list[str]:
+        joint = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q", "to_k", "to_v", "to_out.0"]
+        return [f"attn.{name}" for name in joint]
+
+    def trainable_folder(self) -> str:
+        return "transformer"
+
+
+class FluxConfig(GuidedConfig):
+    """``kind = "flux"``."""
+
+    checkpoint: Checkpoint = Field("black-forest-labs/FLUX.1-schnell", description=CHECKPOINT_TEXT)
+    distilled_guidance: float = Field(
+        3.5, ge=0, description="an input of FLUX.1-dev's network; FLUX.1-schnell has none and ignores it"
+    )
+    max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept; FLUX.1-dev allows 512")
+
+    def lora_targets(self) -> list[str]:
+        return ["to_q", "to_k", "to_v", "to_out.0"]
+
+    def trainable_folder(self) -> str:
+        return "transformer"

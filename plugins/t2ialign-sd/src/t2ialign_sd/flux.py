@@ -1,0 +1,102 @@
+"""FLUX.1 dev and schnell."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from t2ialign import BackendInfo, UsageError
+from t2ialign.diffusers_scheduler import flow_path
+from t2ialign.embeds import Row
+from t2ialign.guided import GuidedBackend
+from t2ialign.paths import FlowPath
+from t2ialign_sd.config import FluxConfig
+
+
+class Flux(GuidedBackend):
+    """FluxPipeline: a rectified-flow transformer over 2 x 2 patches of the latents, CLIP and T5 text."""
+
+    Config = FluxConfig
+    pipeline_names = ("FluxPipeline",)
+    text_components = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+
+    def __init__(self, config: FluxConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        side = self.latent_side(default=128)
+        if side % 2:
+            raise UsageError(f"backend.image_size = {config.image_size}: must be a multiple of {2 * self.vae_factor}")
+        self.info = BackendInfo(
+            family="diffusion",
+            latent_shape=(self.component_config("transformer")["in_channels"] // 4, side, side),
+            image_size=(side * self.vae_factor, side * self.vae_factor),
+            base_model=config.checkpoint,
+            pipeline="FluxPipeline",
+        )
+
+    @cached_property
+    def path(self) -> FlowPath:
+        """With FLUX.1-dev's shift e^mu, mu linear in the number of image tokens."""
+        settings = self.scheduler.config
+        if not settings.use_dynamic_shifting:
+            return flow_path(self.scheduler, own_grid=False)
+        tokens = self.info.latent_shape[1] * self.info.latent_shape[2] // 4
+        fraction = (tokens - settings.base_image_seq_len) / (settings.max_image_seq_len - settings.base_image_seq_len)
+        mu = settings.base_shift + fraction * (settings.max_shift - settings.base_shift)
+        return flow_path(self.scheduler, own_grid=False, shift=math.exp(mu))
+
+    @property
+    def prediction_type(self) -> str:
+        return "flow_prediction"
+
+    def encoding(self) -> dict[str, Any]:
+        return {"max_sequence_length": self.config.max_sequence_length}
+
+    def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
+        embeds, pooled, _ = pipeline.encode_prompt(
+            prompts, device=self.device, max_sequence_length=self.config.max_sequence_length
+        )
+        return [{"prompt_embeds": e, "pooled_prompt_embeds": p} for e, p in zip(embeds, pooled, strict=True)]
+
+    def network(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        transformer, dtype = self.trainable, self.network_dtype
+        patches = pixel_unshuffle(x, 2)
+        height, width = patches.shape[-2:]
+        embeds = tensors["prompt_embeds"].to(dtype)
+        guidance = None
+        if self.component_config("transformer").get("guidance_embeds"):
+            guidance = torch.full((len(x),), self.config.distilled_guidance, device=x.device)
+        output = transformer(
+            hidden_states=patches.flatten(2).transpose(1, 2).to(dtype),
+            timestep=t.to(dtype),
+            guidance=guidance,
+            pooled_projections=tensors["pooled_prompt_embeds"].to(dtype),
+            encoder_hidden_states=embeds,
+            txt_ids=torch.zeros(embeds.shape[1], 3, device=x.device, dtype=dtype),
+            img_ids=_positions(height, width).to(x.device, dtype),
+            return_dict=False,
+        )[0].float()
+        return pixel_shuffle(output.transpose(1, 2).unflatten(2, (height, width)), 2)
+
+    def snippet(self) -> str:
+        return f"""\
+{self.snippet_loading()}
+image = pipe(
+    "a prompt",
+    num_inference_steps=...,  # as in the run
+    guidance_scale={self.config.distilled_guidance},
+    height={self.info.image_size[0]},
+    width={self.info.image_size[1]},
+    max_sequence_length={self.config.max_sequence_length},
+).images[0]
+"""
+
+
+def _positions(height: int, width: int) -> Tensor:
+    """(height x width, 3): 0, row, column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1)

@@ -1,0 +1,55 @@
+"""Hyper-SDXL: SDXL with a UNet that was distilled to one step at t = 800."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from safetensors.torch import load_file
+
+from t2ialign import UsageError, checkpoints
+from t2ialign.diffusers_backend import quiet_libraries
+from t2ialign.diffusers_folder import is_complete
+from t2ialign.diffusers_scheduler import vp_path
+from t2ialign.paths import VPPath
+from t2ialign_sd.config import HyperSdConfig
+from t2ialign_sd.unet import StableDiffusionXL
+
+
+class HyperSd(StableDiffusionXL):
+    """Hyper-SD (arXiv 2404.13686). Its LCM boundary terms differ from the plain x0 by less than 1e-7."""
+
+    Config = HyperSdConfig
+    weightless = ("unet",)
+
+    @cached_property
+    def path(self) -> VPPath:
+        return vp_path(self.scheduler, t_start=800.0)
+
+    @cached_property
+    def scheduler(self) -> Any:
+        with quiet_libraries():
+            from diffusers import LCMScheduler
+
+            return LCMScheduler.from_pretrained(self.folder / "scheduler")
+
+    def own_components(self) -> dict[str, Any]:
+        """The UNet of ``network_checkpoint`` in the base checkpoint's architecture.
+
+        Raises:
+            UsageError: the file is missing, damaged, or of another architecture.
+        """
+        from diffusers import UNet2DConditionModel
+
+        name = self.config.network_file
+        file = checkpoints.resolve(self.config.network_checkpoint, patterns=[name]) / name
+        if not file.is_file() or not is_complete(file):
+            raise UsageError(f"backend.network_checkpoint: {file} is missing or truncated")
+        unet = UNet2DConditionModel.from_config(self.component_config("unet")).to(self.network_dtype)
+        try:
+            unet.load_state_dict(load_file(file))
+        except RuntimeError as error:
+            raise UsageError(
+                f"backend.network_file: {file} does not fit the UNet of the checkpoint: {error}"
+            ) from error
+        return {"unet": unet, "scheduler": self.scheduler}

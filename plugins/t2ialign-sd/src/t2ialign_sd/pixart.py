@@ -1,0 +1,111 @@
+"""PixArt-alpha DMD: a transformer distilled to one step at t = 400."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from t2ialign import BackendInfo, UsageError, checkpoints
+from t2ialign.diffusers_backend import LORA_FILE, quiet_libraries
+from t2ialign.diffusers_folder import check_weights, read_json
+from t2ialign.diffusers_scheduler import vp_path
+from t2ialign.embeds import Row
+from t2ialign.guided import GuidedBackend
+from t2ialign.lora_file import load_lora_file
+from t2ialign.paths import VPPath
+from t2ialign_sd.config import PixArtDmdConfig
+
+
+class PixArtDmd(GuidedBackend):
+    """PixArtAlphaPipeline with the transformer of a DMD student (arXiv 2311.18828), T5 text; variance dropped."""
+
+    Config = PixArtDmdConfig
+    pipeline_names = ("PixArtAlphaPipeline",)
+    ragged: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
+
+    weightless = ("transformer",)
+
+    def __init__(self, config: PixArtDmdConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        patterns = ("transformer/*.json", "transformer/*.safetensors", "scheduler/*.json")
+        self.network_folder = checkpoints.resolve(config.network_checkpoint, patterns=patterns)
+        where = f"backend.network_checkpoint = '{config.network_checkpoint}'"
+        for file in ("transformer/config.json", "scheduler/scheduler_config.json"):
+            if not (self.network_folder / file).is_file():
+                raise UsageError(f"{where} has no {file}")
+        check_weights(self.network_folder / "transformer", where)
+        network = read_json(self.network_folder / "transformer" / "config.json")
+        side = self.latent_side(default=network["sample_size"])
+        self.info = BackendInfo(
+            family="diffusion",
+            latent_shape=(network["in_channels"], side, side),
+            image_size=(side * self.vae_factor, side * self.vae_factor),
+            base_model=config.network_checkpoint,
+        )
+
+    @cached_property
+    def path(self) -> VPPath:
+        return vp_path(self.scheduler, t_start=400.0)
+
+    @cached_property
+    def scheduler(self) -> Any:
+        with quiet_libraries():
+            from diffusers import DDPMScheduler
+
+            return DDPMScheduler.from_pretrained(self.network_folder / "scheduler")
+
+    def own_components(self) -> dict[str, Any]:
+        from diffusers import PixArtTransformer2DModel
+
+        transformer = PixArtTransformer2DModel.from_pretrained(
+            self.network_folder / "transformer", dtype=self.network_dtype
+        )
+        return {"transformer": transformer, "scheduler": self.scheduler}
+
+    def encoding(self) -> dict[str, Any]:
+        return {"max_sequence_length": self.config.max_sequence_length}
+
+    def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
+        embeds, masks, _, _ = pipeline.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            device=self.device,
+            max_sequence_length=self.config.max_sequence_length,
+        )
+        return [{"prompt_embeds": embed[mask.bool()]} for embed, mask in zip(embeds, masks, strict=True)]
+
+    def network(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        output = self.trainable(
+            x.to(self.network_dtype),
+            encoder_hidden_states=tensors["prompt_embeds"].to(self.network_dtype),
+            encoder_attention_mask=tensors["prompt_attention_mask"],
+            timestep=t,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0].float()
+        return output[:, : x.shape[1]]  # the other half is a learned variance
+
+    def load_lora(self, folder: Path) -> None:
+        """Attach the exported file with peft: PixArtAlphaPipeline has no ``load_lora_weights``."""
+        load_lora_file(self.trainable, folder / LORA_FILE)
+
+    def snippet(self) -> str:
+        return f"""\
+from t2ialign.lora_file import load_lora_file
+from diffusers import DDPMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+
+# PixArtAlphaPipeline has no load_lora_weights.
+student = "{self.config.network_checkpoint}"
+transformer = PixArtTransformer2DModel.from_pretrained(student, subfolder="transformer")
+load_lora_file(transformer, "{LORA_FILE}")  # of the folder of this file
+pipe = PixArtAlphaPipeline.from_pretrained(
+    "{self.config.checkpoint}",
+    transformer=transformer,
+    scheduler=DDPMScheduler.from_pretrained(student, subfolder="scheduler"),
+)
+image = pipe("a prompt", timesteps=[400], num_inference_steps=1, guidance_scale=1.0).images[0]
+"""

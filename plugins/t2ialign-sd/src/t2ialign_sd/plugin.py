@@ -1,0 +1,60 @@
+"""What this package registers; imports no torch."""
+
+from t2ialign import hookimpl
+from t2ialign.diffusers_config import GuidedConfig
+from t2ialign.hookspecs import Register
+from t2ialign_sd import config
+
+#: kind, class in this package, options, summary, what the checkpoint was trained for.
+BACKENDS: list[tuple[str, str, type[GuidedConfig], str, set[str]]] = [
+    ("sd15", "unet:StableDiffusion", config.Sd15Config, "Stable Diffusion 1.x / 2.x", {"multi-step"}),
+    (
+        "sd-turbo",
+        "unet:StableDiffusion",
+        config.SdTurboConfig,
+        "SD-Turbo: one to four steps, no guidance",
+        {"one-step", "multi-step"},
+    ),
+    ("sdxl", "unet:StableDiffusionXL", config.SdxlConfig, "Stable Diffusion XL", {"multi-step"}),
+    (
+        "sdxl-turbo",
+        "unet:StableDiffusionXL",
+        config.SdxlTurboConfig,
+        "SDXL-Turbo: one to four steps, no guidance",
+        {"one-step", "multi-step"},
+    ),
+    (
+        "hyper-sd",
+        "hyper_sd:HyperSd",
+        config.HyperSdConfig,
+        "Hyper-SDXL: SDXL with a UNet distilled to one step",
+        {"one-step"},
+    ),
+    (
+        "pixart-dmd",
+        "pixart:PixArtDmd",
+        config.PixArtDmdConfig,
+        "PixArt-alpha DMD: a transformer distilled to one step",
+        {"one-step"},
+    ),
+    ("sd3", "sd3:StableDiffusion3", config.Sd3Config, "Stable Diffusion 3 / 3.5", {"multi-step"}),
+    (
+        "flux",
+        "flux:Flux",
+        config.FluxConfig,
+        "FLUX.1 dev and schnell",
+        {"one-step", "multi-step"},
+    ),
+]
+
+
+@hookimpl
+def t2ialign_backends(register: Register) -> None:
+    for kind, target, options, summary, trained_for in BACKENDS:
+        register(
+            kind,
+            f"t2ialign_sd.{target}",
+            config=options,
+            summary=summary,
+            provides={"diffusion", "denoiser", "lora", "differentiable", *trained_for},
+        )

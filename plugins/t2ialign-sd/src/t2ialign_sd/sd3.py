@@ -1,0 +1,80 @@
+"""Stable Diffusion 3 and 3.5."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2ialign import BackendInfo
+from t2ialign.diffusers_scheduler import flow_path
+from t2ialign.embeds import Row
+from t2ialign.guided import GuidedBackend
+from t2ialign.paths import FlowPath
+from t2ialign_sd.config import Sd3Config
+
+
+class StableDiffusion3(GuidedBackend):
+    """StableDiffusion3Pipeline: a rectified-flow transformer with two CLIP texts and one T5 text (arXiv 2403.03206)."""
+
+    Config = Sd3Config
+    pipeline_names = ("StableDiffusion3Pipeline",)
+    text_components = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3")
+
+    def __init__(self, config: Sd3Config, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        network = self.component_config("transformer")
+        side = self.latent_side(default=network["sample_size"])
+        self.info = BackendInfo(
+            family="diffusion",
+            latent_shape=(network["in_channels"], side, side),
+            image_size=(side * self.vae_factor, side * self.vae_factor),
+            base_model=config.checkpoint,
+            pipeline="StableDiffusion3Pipeline",
+        )
+
+    @cached_property
+    def path(self) -> FlowPath:
+        return flow_path(self.scheduler, own_grid=True)
+
+    @property
+    def prediction_type(self) -> str:
+        return "flow_prediction"
+
+    def encoding(self) -> dict[str, Any]:
+        return {"max_sequence_length": self.config.max_sequence_length}
+
+    def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            prompts,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.config.max_sequence_length,
+        )
+        return [{"prompt_embeds": e, "pooled_prompt_embeds": p} for e, p in zip(embeds, pooled, strict=True)]
+
+    def network(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        return self.trainable(
+            hidden_states=x.to(self.network_dtype),
+            timestep=t * self.path.train_steps,
+            encoder_hidden_states=tensors["prompt_embeds"].to(self.network_dtype),
+            pooled_projections=tensors["pooled_prompt_embeds"].to(self.network_dtype),
+            return_dict=False,
+        )[0].float()
+
+    def snippet(self) -> str:
+        return f"""\
+{self.snippet_loading()}
+image = pipe(
+    "a prompt",
+    num_inference_steps=...,  # as in the run
+    guidance_scale={self.config.guidance_scale},
+    height={self.info.image_size[0]},
+    width={self.info.image_size[1]},
+    max_sequence_length={self.config.max_sequence_length},
+).images[0]
+"""

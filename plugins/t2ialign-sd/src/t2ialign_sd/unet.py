@@ -1,0 +1,107 @@
+"""Stable Diffusion 1.x, 2.x and XL, and their Turbo students."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from t2ialign import BackendInfo
+from t2ialign.conditioning import Conditioning
+from t2ialign.diffusers_folder import read_json
+from t2ialign.diffusers_scheduler import vp_path
+from t2ialign.embeds import Row
+from t2ialign.guided import GuidedBackend
+from t2ialign.paths import VPPath
+from t2ialign_sd.config import UnetConfig
+
+
+class StableDiffusion(GuidedBackend):
+    """StableDiffusionPipeline: a UNet on a VP path, CLIP text, AutoencoderKL."""
+
+    Config = UnetConfig
+    pipeline_names = ("StableDiffusionPipeline",)
+    trained_component = "unet"
+    # A triggered checker would return black images and so corrupt rewards.
+    load_options: ClassVar = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "image_encoder": None,
+        "requires_safety_checker": False,
+    }
+
+    def __init__(self, config: UnetConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        unet = self.component_config("unet")
+        side = self.latent_side(default=unet["sample_size"])
+        self.info = BackendInfo(
+            family="diffusion",
+            latent_shape=(unet["in_channels"], side, side),
+            image_size=(side * self.vae_factor, side * self.vae_factor),
+            adapter_prefix="unet",
+            base_model=config.checkpoint,
+            pipeline=self.pipeline_names[0],
+        )
+
+    @cached_property
+    def path(self) -> VPPath:
+        return vp_path(self.scheduler)
+
+    def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
+        embeds, _ = pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
+        return [{"prompt_embeds": embed} for embed in embeds]
+
+    def network(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        return self.trainable(
+            x.to(self.network_dtype),
+            t,
+            encoder_hidden_states=tensors["prompt_embeds"].to(self.network_dtype),
+            added_cond_kwargs=self.added_conditions(tensors),
+            return_dict=False,
+        )[0].float()
+
+    def added_conditions(self, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """What the UNet gets besides the text sequence."""
+        return None
+
+    def snippet(self) -> str:
+        guidance = self.config.guidance_scale if self.cfg_scale > 1 else 0.0
+        return f"""\
+{self.snippet_loading()}
+image = pipe(
+    "a prompt",
+    num_inference_steps=...,  # as in the run
+    guidance_scale={guidance},
+    height={self.info.image_size[0]},
+    width={self.info.image_size[1]},
+).images[0]
+"""
+
+
+class StableDiffusionXL(StableDiffusion):
+    """StableDiffusionXLPipeline: two text encoders, a pooled embedding and the image size as conditions."""
+
+    pipeline_names = ("StableDiffusionXLPipeline",)
+    text_components = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    load_options: ClassVar = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+
+    def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return [{"prompt_embeds": e, "pooled_prompt_embeds": p} for e, p in zip(embeds, pooled, strict=True)]
+
+    def as_negative(self, encoded: Conditioning) -> Conditioning:
+        """Zeros in place of an absent negative prompt, where the checkpoint was trained so."""
+        index = read_json(self.folder / "model_index.json")
+        if self.config.negative_prompt is not None or not index.get("force_zeros_for_empty_prompt", True):
+            return encoded
+        return Conditioning(encoded.prompts, {name: torch.zeros_like(t) for name, t in encoded.tensors.items()})
+
+    def added_conditions(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        pooled = tensors["pooled_prompt_embeds"].to(self.network_dtype)
+        original_crop_target = (*self.info.image_size, 0, 0, *self.info.image_size)
+        sizes = torch.tensor(original_crop_target, dtype=self.network_dtype, device=pooled.device)
+        return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}

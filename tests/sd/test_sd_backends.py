@@ -1,0 +1,370 @@
+"""Every backend of the package against the stock pipeline of its family."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from t2ialign_sd import config as configs
+from t2ialign_sd.flux import Flux
+from t2ialign_sd.hyper_sd import HyperSd
+from t2ialign_sd.pixart import PixArtDmd
+from t2ialign_sd.sd3 import StableDiffusion3
+from t2ialign_sd.unet import StableDiffusion, StableDiffusionXL
+
+from t2ialign import Backend, LoraConfig, Sampler, UsageError, seeding
+from t2ialign.export import write_lora
+from t2ialign.lora import Adapter
+from t2ialign_solvers.config import DdimConfig, OdeConfig, OneStepConfig, TwoStageConfig
+from t2ialign_solvers.ddim import Ddim
+from t2ialign_solvers.multistep import DpmSolverPlusPlus2M
+from t2ialign_solvers.one_step import OneStep
+from t2ialign_solvers.single_step import Euler, Heun
+
+VP = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+PROMPTS = ["a red circle", "a blue square and a green circle", "a red square above a circle"]
+SEEDS = [5, 6, 7]
+ONE_STEP = OneStep(OneStepConfig())
+
+
+@dataclass
+class Case:
+    """One backend, its checkpoint, a sampler, and the stock pipeline's call for the same image."""
+
+    family: str
+    scheduler: Any
+    backend: type[Backend]
+    config: type
+    options: dict[str, Any]
+    sampler: Sampler
+    call: dict[str, Any]
+    prepare: Callable[[Any], None] = field(default=lambda pipe: None)
+
+
+def ddim(**options):
+    return diffusers.DDIMScheduler(**VP, clip_sample=False, steps_offset=1, **options)
+
+
+def euler(**options):
+    return diffusers.EulerDiscreteScheduler(**VP, **options)
+
+
+def lcm(pipe):
+    pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
+
+
+CASES = {
+    "sd15-ddim": Case(
+        "sd",
+        ddim(set_alpha_to_one=False),
+        StableDiffusion,
+        configs.Sd15Config,
+        {"guidance_scale": 3.0},
+        Ddim(DdimConfig(steps=5)),
+        {"num_inference_steps": 5, "guidance_scale": 3.0},
+    ),
+    "sd15-v-prediction": Case(
+        "sd",
+        ddim(prediction_type="v_prediction", timestep_spacing="trailing"),
+        StableDiffusion,
+        configs.Sd15Config,
+        {"negative_prompt": "a green square"},
+        Ddim(DdimConfig(steps=4)),
+        {"num_inference_steps": 4, "guidance_scale": 7.5, "negative_prompt": ["a green square"] * 3},
+    ),
+    "sd15-euler": Case(
+        "sd",
+        euler(timestep_spacing="leading", steps_offset=1),
+        StableDiffusion,
+        configs.Sd15Config,
+        {"guidance_scale": 1.0},
+        Euler(OdeConfig(steps=4)),
+        {"num_inference_steps": 4, "guidance_scale": 1.0},
+    ),
+    "sd15-heun": Case(
+        "sd",
+        diffusers.HeunDiscreteScheduler(**VP, timestep_spacing="trailing"),
+        StableDiffusion,
+        configs.Sd15Config,
+        {},
+        Heun(TwoStageConfig(steps=4)),
+        {"num_inference_steps": 4},
+    ),
+    "sd15-dpmpp-2m": Case(
+        "sd",
+        diffusers.DPMSolverMultistepScheduler(**VP, timestep_spacing="trailing"),
+        StableDiffusion,
+        configs.Sd15Config,
+        {},
+        DpmSolverPlusPlus2M(OdeConfig(steps=5)),
+        {"num_inference_steps": 5},
+    ),
+    "sd-turbo": Case(
+        "sd",
+        euler(timestep_spacing="trailing"),
+        StableDiffusion,
+        configs.SdTurboConfig,
+        {},
+        ONE_STEP,
+        {"num_inference_steps": 1, "guidance_scale": 0.0},
+    ),
+    "zero-terminal-snr-student": Case(
+        "sd",
+        ddim(prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True),
+        StableDiffusion,
+        configs.SdTurboConfig,
+        {},
+        ONE_STEP,
+        {"num_inference_steps": 1, "guidance_scale": 0.0},
+    ),
+    "sdxl": Case(
+        "sdxl",
+        euler(timestep_spacing="leading", steps_offset=1),
+        StableDiffusionXL,
+        configs.SdxlConfig,
+        {},
+        Euler(OdeConfig(steps=4)),
+        {"num_inference_steps": 4, "guidance_scale": 5.0},
+    ),
+    "sdxl-negative": Case(
+        "sdxl",
+        euler(timestep_spacing="leading", steps_offset=1),
+        StableDiffusionXL,
+        configs.SdxlConfig,
+        {"negative_prompt": "a red square"},
+        Euler(OdeConfig(steps=4)),
+        {"num_inference_steps": 4, "guidance_scale": 5.0, "negative_prompt": ["a red square"] * 3},
+    ),
+    "sdxl-turbo": Case(
+        "sdxl",
+        diffusers.EulerAncestralDiscreteScheduler(**VP, timestep_spacing="trailing"),
+        StableDiffusionXL,
+        configs.SdxlTurboConfig,
+        {},
+        ONE_STEP,
+        {"num_inference_steps": 1, "guidance_scale": 0.0},
+    ),
+    "hyper-sd": Case(
+        "sdxl",
+        euler(timestep_spacing="leading", steps_offset=1),
+        HyperSd,
+        configs.HyperSdConfig,
+        {"network_file": "diffusion_pytorch_model.safetensors"},
+        ONE_STEP,
+        {"num_inference_steps": 1, "guidance_scale": 0.0, "timesteps": [800]},
+        lcm,
+    ),
+    "pixart-dmd": Case(
+        "pixart",
+        diffusers.DDPMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False),
+        PixArtDmd,
+        configs.PixArtDmdConfig,
+        {"max_sequence_length": 16},
+        ONE_STEP,
+        {
+            "num_inference_steps": 1,
+            "guidance_scale": 1.0,
+            "timesteps": [400],
+            "use_resolution_binning": False,
+            "clean_caption": False,
+            "max_sequence_length": 16,
+        },
+    ),
+    "sd3": Case(
+        "sd3",
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        StableDiffusion3,
+        configs.Sd3Config,
+        {"max_sequence_length": 16},
+        Euler(OdeConfig(steps=4)),
+        {"num_inference_steps": 4, "guidance_scale": 4.5, "max_sequence_length": 16},
+    ),
+    "flux-schnell": Case(
+        "flux",
+        diffusers.FlowMatchEulerDiscreteScheduler(),
+        Flux,
+        configs.FluxConfig,
+        {"max_sequence_length": 16, "image_size": 32},
+        Euler(OdeConfig(steps=3)),
+        {"num_inference_steps": 3, "max_sequence_length": 16},
+    ),
+    "flux-dev": Case(
+        "flux-dev",
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        Flux,
+        configs.FluxConfig,
+        {"max_sequence_length": 16, "image_size": 32, "distilled_guidance": 2.0},
+        Euler(OdeConfig(steps=3)),
+        {"num_inference_steps": 3, "max_sequence_length": 16, "guidance_scale": 2.0},
+    ),
+}
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def make(case, build, **options):
+    folder = build(case.family, case.scheduler)
+    if case.backend in (HyperSd, PixArtDmd):
+        options["network_checkpoint"] = str(folder / "unet" if case.backend is HyperSd else folder)
+    options = {"checkpoint": str(folder), "dtype": "float32"} | case.options | options
+    return case.backend(case.config(**options))
+
+
+@pytest.fixture(scope="module")
+def shared(build):
+    """shared(case) -> its backend, which tests must not change."""
+    return cache(lambda name: make(CASES[name], build))
+
+
+def stock(case, build):
+    pipe = diffusers.DiffusionPipeline.from_pretrained(build(case.family, case.scheduler))
+    pipe.set_progress_bar_config(disable=True)
+    case.prepare(pipe)
+    return pipe
+
+
+@every_case
+def test_image_equals_the_stock_pipeline(name, build, shared):
+    case, backend = CASES[name], shared(name)
+    images = backend.generate(backend.encode(PROMPTS), SEEDS, case.sampler)
+    latents = backend.noise(SEEDS)
+    if case.backend is Flux:
+        latents = diffusers.FluxPipeline._pack_latents(latents, *latents.shape)
+    height, width = backend.info.image_size
+    expected = stock(case, build)(
+        PROMPTS, latents=latents, height=height, width=width, output_type="pt", **copy.copy(case.call)
+    ).images
+    assert images.shape == expected.shape == (3, 3, height, width)
+    assert (images - expected).abs().max() < 1e-4
+    assert images.std() > 0.01
+
+
+@every_case
+def test_images_do_not_depend_on_batch_or_order(name, shared):
+    case, backend = CASES[name], shared(name)
+    conditioning = backend.encode(PROMPTS)
+    whole = backend.generate(conditioning, SEEDS, case.sampler)
+    order = [2, 0, 1]
+    single = [backend.generate(conditioning[[i]], [SEEDS[i]], case.sampler) for i in order]
+    assert (torch.cat(single) - whole[order]).abs().max() < 2e-5
+
+
+@every_case
+def test_gradients_reach_the_noise(name, shared):
+    case, backend = CASES[name], shared(name)
+    conditioning = backend.encode(PROMPTS[:1])
+    noise = backend.noise([0]).requires_grad_(True)
+    weight = seeding.normal([1], (3, *backend.info.image_size))
+
+    def value(latents):
+        images = backend.generate(conditioning, [0], case.sampler, noise=latents)
+        return (images.double() * weight).sum()
+
+    (gradient,) = torch.autograd.grad(value(noise), noise)
+    assert gradient.norm() > 0.01
+    direction, step = gradient / gradient.norm(), 2e-3
+    with torch.no_grad():
+        slope = (value(noise + step * direction) - value(noise - step * direction)) / (2 * step)
+    assert math.isclose(slope, gradient.norm(), rel_tol=3e-2)
+
+
+@every_case
+def test_lora_file_gives_the_tuned_images(name, build, shared, tmp_path):
+    case = CASES[name]
+    conditioning = shared(name).encode(PROMPTS)
+    base = shared(name).generate(conditioning, SEEDS, case.sampler)
+    backend = make(case, build)
+    adapter = Adapter(backend.trainable, LoraConfig(rank=2, alpha=6), backend.config.lora_targets())
+    with torch.no_grad():
+        for i, parameter in enumerate(adapter.parameters().values()):
+            parameter.add_(0.3 * seeding.normal([i], parameter.shape)[0])
+    tuned = backend.generate(conditioning, SEEDS, case.sampler)
+    assert (tuned - base).abs().max() > 1e-3
+    write_lora(adapter, backend.info.adapter_prefix, tmp_path / "pytorch_lora_weights.safetensors")
+    fresh = make(case, build)
+    fresh.load_lora(tmp_path)
+    assert (fresh.generate(conditioning, SEEDS, case.sampler) - tuned).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["sd15-ddim", "sd-turbo", "sdxl", "pixart-dmd", "sd3", "flux-dev"])
+def test_bfloat16_and_float16_rules(name, build):
+    backend = make(CASES[name], build, dtype="bfloat16")
+    images = backend.generate(backend.encode(PROMPTS), SEEDS, CASES[name].sampler)
+    assert images.dtype is torch.float32
+    assert images.isfinite().all()
+    half = make(CASES[name], build, dtype="float16")
+    assert half.trainable.dtype is torch.float16
+    assert half.pipeline.vae.dtype is torch.float32
+    assert half.encode(PROMPTS[:1]).tensors["prompt_embeds"].dtype is torch.float32
+
+
+def test_text_encoders_are_never_beside_the_network(build, monkeypatch):
+    backend = make(CASES["sdxl"], build)
+    load = type(backend)._load
+    loaded = []
+
+    def watched(self, *args, **options):
+        pipe = load(self, *args, **options)
+        loaded.append({name for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)})
+        return pipe
+
+    monkeypatch.setattr(type(backend), "_load", watched)
+    conditioning = backend.encode(["a circle that no other test has seen"])
+    backend.generate(conditioning, [0], CASES["sdxl"].sampler)
+    assert loaded == [{"text_encoder", "text_encoder_2"}, {"unet", "vae"}]
+
+
+def test_a_backend_without_encoded_prompts_guides_too(build):
+    """Conditioning from elsewhere: the negative prompt comes from the cache."""
+    case = CASES["sd15-ddim"]
+    first = make(case, build)
+    conditioning = first.encode(PROMPTS)
+    second = make(case, build)
+    expected = first.generate(conditioning, SEEDS, case.sampler)
+    assert torch.equal(second.generate(conditioning, SEEDS, case.sampler), expected)
+
+
+def test_snippet_runs(build, tmp_path, monkeypatch):
+    for name in ("sd15-ddim", "sdxl", "sd3", "flux-dev"):
+        case = CASES[name]
+        backend = make(case, build)
+        adapter = Adapter(backend.trainable, LoraConfig(rank=1), backend.config.lora_targets())
+        write_lora(adapter, backend.info.adapter_prefix, tmp_path / "pytorch_lora_weights.safetensors")
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, Any] = {}
+        exec(backend.snippet().replace("...", "2"), names)
+        assert names["image"].size == backend.info.image_size
+
+
+def test_wrong_checkpoints_are_clear_errors(build, tmp_path):
+    sd, xl = CASES["sd15-ddim"], CASES["sdxl"]
+    with pytest.raises(UsageError, match=r"is a StableDiffusionXLPipeline; this backend loads StableDiffusionPipeline"):
+        make(sd, build, checkpoint=str(build(xl.family, xl.scheduler)))
+    with pytest.raises(UsageError, match=r"network_checkpoint.* is missing or truncated"):
+        make(CASES["hyper-sd"], build, network_file="absent.safetensors").trainable  # noqa: B018
+    unet = load_file(build("sdxl", xl.scheduler) / "unet" / "diffusion_pytorch_model.safetensors")
+    save_file({k: v for k, v in unet.items() if "conv_out" not in k}, tmp_path / "other.safetensors")
+    backend = HyperSd(
+        configs.HyperSdConfig(
+            checkpoint=str(build("sdxl", xl.scheduler)),
+            network_checkpoint=str(tmp_path),
+            network_file="other.safetensors",
+        )
+    )
+    with pytest.raises(UsageError, match="does not fit the UNet"):
+        backend.trainable  # noqa: B018
+    with pytest.raises(UsageError, match=r"has no transformer/config\.json"):
+        PixArtDmd(
+            configs.PixArtDmdConfig(
+                checkpoint=str(build("pixart", CASES["pixart-dmd"].scheduler)), network_checkpoint=str(tmp_path)
+            )
+        )
+    with pytest.raises(UsageError, match="image_size = 30: must be a multiple of 4"):
+        make(CASES["flux-dev"], build, image_size=30)
