@@ -8,7 +8,7 @@ Capability words
                differentiable (images have gradients with respect to latents and LoRA),
                one-step | multi-step (what its checkpoint was trained for; may be both)
     sampler    one-step | multi-step, stochastic (gives transitions), table (driven by a solver table), differentiable
-    reward     differentiable
+    reward     differentiable, per-prompt (compares the images of one prompt)
 """
 
 from __future__ import annotations
@@ -47,11 +47,15 @@ class Part:
 class Reward(Part, ABC):
     """A score of images, higher is better.
 
-    A score must not depend on the other images of the batch. Models load in ``__init__`` or on first use.
+    A score must not depend on the other images of the batch, unless the reward is ``per_prompt``. Models load in
+    ``__init__`` or on first use.
     """
 
     #: True when ``score`` back-propagates to the images; never detach or wrap in no_grad then.
     differentiable: ClassVar[bool] = False
+    #: True when a score compares an image with the others of its prompt (diversity): ``score`` then sees all images of
+    #: its prompts at once, and the reward is a diagnostic that cannot be optimised.
+    per_prompt: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

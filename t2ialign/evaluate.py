@@ -71,18 +71,20 @@ def score(
     conditioning = problem.backend.encode(distinct)
     row_of = {prompt: row for row, prompt in enumerate(distinct)}
     parts: list[Scores] = []
-    for rows in split(len(wanted.prompts), problem.micro_batch):
+    per_prompt = problem.spec.evaluation.images_per_prompt
+    for rows in split(len(wanted.prompts), per_prompt * max(1, problem.micro_batch // per_prompt)):  # whole prompts
         prompts, seeds = wanted.prompts[rows], wanted.seeds[rows]
         part = conditioning[[row_of[prompt] for prompt in prompts]]
         batch = generate(part, seeds)
         # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
-        parts.append({name: values.cpu() for name, values in problem.rewards.score(batch, part.prompts).items()})
+        scores = problem.rewards.score(batch, part.prompts) | problem.rewards.compare(batch, part.prompts)
+        parts.append({name: values.cpu() for name, values in scores.items()})
         if folder is not None:
             for offset, image in enumerate(batch):
                 texts = {"prompt": prompts[offset], "seed": str(seeds[offset])}
                 images.save_png(image, folder / f"{rows.start + offset:05d}.png", texts)
         tick(len(prompts))
-    return {name: torch.cat([part[name] for part in parts]) for name in problem.rewards.names}
+    return {name: torch.cat([part[name] for part in parts]) for name in problem.rewards.reported}
 
 
 def summarise(scores: dict[str, Scores], prompt_index: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -149,13 +151,13 @@ def evaluate(
             if target:
                 target.mkdir()
             scores[name] = score(problem, generate, wanted, target, tick)
-        summary = summarise(scores, wanted.prompt_index, problem.rewards.names)
+        summary = summarise(scores, wanted.prompt_index, problem.rewards.reported)
         files.write_json(new / "summary.json", summary)
         (new / "table.md").write_text(table(summary), encoding="utf-8")
         with (new / "scores.jsonl").open("w", encoding="utf-8") as stream:
             for row, (prompt, seed) in enumerate(zip(wanted.prompts, wanted.seeds, strict=True)):
                 line: dict[str, Any] = {"prompt": prompt, "seed": seed}
-                line |= {v: {n: _number(s[n][row]) for n in problem.rewards.names} for v, s in scores.items()}
+                line |= {v: {n: _number(s[n][row]) for n in problem.rewards.reported} for v, s in scores.items()}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         spread = torch.linspace(0, len(wanted.prompts) - 1, min(PAIRS, len(wanted.prompts))).long().tolist()
         prompts, seeds = [wanted.prompts[i] for i in spread], [wanted.seeds[i] for i in spread]

@@ -176,7 +176,8 @@ def declare(
     elif isinstance(target, type):
         config = config or getattr(target, "Config", Config)
         summary = summary or (target.__doc__ or kind).strip().splitlines()[0]
-        words = set(provides) | ({"differentiable"} if getattr(target, "differentiable", False) is True else set())
+        flags = {"differentiable": "differentiable", "per_prompt": "per-prompt"}
+        words = set(provides) | {word for flag, word in flags.items() if getattr(target, flag, False) is True}
     else:
         raise TypeError(f"{where}: target must be a class or 'package.module:Class', not {type(target).__name__}")
     if not (isinstance(config, type) and issubclass(config, Config)):

@@ -24,15 +24,24 @@ class MixedReward:
 
 
 class RewardMix:
-    """Several rewards as one. Rewards of weight 0 are held-out diagnostics: scored and logged, never optimised."""
+    """Several rewards as one. Rewards of weight 0 are held-out diagnostics: scored and logged, never optimised.
+
+    Those that compare the images of one prompt are kept apart: only who has such images at hand can score them.
+    """
 
     def __init__(self, rewards: Sequence[MixedReward], drop_nonfinite: bool = False) -> None:
-        self.rewards = list(rewards)
+        self.rewards = [r for r in rewards if not r.reward.per_prompt]
+        self.comparisons = [r for r in rewards if r.reward.per_prompt]
         self.drop_nonfinite = drop_nonfinite
 
     @property
+    def reported(self) -> list[str]:
+        """Names of everything that an evaluation measures, the optimised ones first."""
+        return self.names + [r.name for r in self.comparisons]
+
+    @property
     def names(self) -> list[str]:
-        """All names, the optimised ones first."""
+        """All names of rewards of single images, the optimised ones first."""
         held_out = [r.name for r in self.rewards if r.mix.weight == 0]
         return self.optimised + held_out
 
@@ -62,6 +71,14 @@ class RewardMix:
             self._check(part.name, values, images, prompts)
             scores[part.name] = values
         return scores
+
+    def compare(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Scores (B,) of the rewards that compare the images of one prompt; NaN where an image is alone.
+
+        Args:
+            images: all images of their prompts.
+        """
+        return {part.name: part.reward.score(images, prompts).float() for part in self.comparisons}
 
     def _check(self, name: str, values: Tensor, images: Tensor, prompts: Sequence[str]) -> None:
         if self.drop_nonfinite:

@@ -134,7 +134,7 @@ class _Loop:
         """Mean of every reward on the evaluation prompts, as the run delivers images now."""
         wanted = items(self.problem)
         scores = score(self.problem, self.optimizer.generate, wanted)
-        names = self.problem.rewards.names
+        names = self.problem.rewards.reported
         means = summarise({"tuned": scores}, wanted.prompt_index, names)["variants"]["tuned"]
         return {f"evaluation/{name}": means[name]["mean"] for name in names}
 

@@ -153,6 +153,9 @@ def parse_rewards(tables: Sequence[dict[str, Any]], source: str, folder: Path) -
     """Validate ``[[reward]]`` tables on their own; see ``load``."""
     parser = _Parser({"reward": list(tables)}, source, folder, registry())
     rewards = tuple(parser._rewards())
+    for reward in rewards:
+        if "per-prompt" in reward.provides():
+            parser._problem("reward.kind", show(reward.kind), "compares the images of one prompt; only runs report it.")
     if parser.problems:
         raise SpecError(source, parser.problems)
     return rewards
@@ -183,6 +186,7 @@ class _Parser:
         sampler = self._part("sampler", self.tree.get("sampler")) if given or wants_sampler else None
         rewards = self._rewards()
         self._check_files(tables[1], tables[2])
+        self._check_comparisons(rewards, tables[2])
         self.problems += capability_problems(backend, sampler, optimizer, rewards, self.parts)
         run, prompt_table, evaluation, samples = tables
         if self.problems or not (backend and optimizer and run and prompt_table and evaluation and samples):
@@ -293,6 +297,21 @@ class _Parser:
         if len(self.problems) == before and all(reward.mix.weight == 0 for reward in chosen):
             self._problem("reward", "", "every weight is 0: at least one reward must be optimised.")
         return chosen
+
+    def _check_comparisons(self, rewards: Sequence[ChosenReward], evaluation: EvaluationConfig | None) -> None:
+        """Rewards that compare the images of one prompt are diagnostics, and need images to compare."""
+        for reward in rewards:
+            if "per-prompt" not in reward.provides():
+                continue
+            kind = show(reward.kind)
+            if reward.mix.weight != 0:
+                self._problem("reward.kind", kind, "compares images and cannot be optimised: give it weight = 0.")
+            if evaluation and evaluation.images_per_prompt < 2:
+                self._problem(
+                    "reward.kind",
+                    kind,
+                    "compares the images of one prompt: set evaluation.images_per_prompt to 2 or more.",
+                )
 
     def _check_files(self, training: PromptsConfig | None, evaluation: EvaluationConfig | None) -> None:
         for key, reference in (

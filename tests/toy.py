@@ -111,6 +111,17 @@ class Darkness(t2ialign.Reward):
         return (images < 0.5).float().sum((1, 2, 3))
 
 
+class Variety(t2ialign.Reward):
+    """Mean distance of the mean colour to those of the prompt's other images."""
+
+    per_prompt = True
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        colours = images.mean((2, 3))
+        same = torch.tensor([[a == b for a in prompts] for b in prompts]).fill_diagonal_(False)
+        return (torch.cdist(colours, colours) * same).sum(1) / same.sum(1)
+
+
 class Broken(t2ialign.Reward):
     """NaN for the prompt 'blue'."""
 
@@ -166,6 +177,7 @@ def t2ialign_rewards(register: Any) -> None:
     register("toy-redness", Redness)
     register("toy-darkness", Darkness)
     register("toy-broken", Broken)
+    register("toy-variety", Variety)
 
 
 @t2ialign.hookimpl

@@ -154,6 +154,23 @@ def test_the_micro_batch_changes_no_result(toy_spec):
         assert all(torch.allclose(scores[0][name], other[name], atol=1e-6) for name in other)
 
 
+def test_rewards_that_compare_the_images_of_a_prompt_see_them_all(toy_spec):
+    """Whatever the micro-batch; and optimizers, which look at single images, go on without them."""
+    summaries = []
+    for micro_batch in (64, 4):
+        path = toy_spec(
+            run={"steps": 2, "out": str(toy_spec().parent / f"runs{micro_batch}"), "micro_batch": micro_batch},
+            reward=[{"kind": "toy-redness"}, {"kind": "toy-variety", "weight": 0.0}],
+            evaluation={"images_per_prompt": 3, "every": 1},
+        )
+        run = runner.start(specs.load(path), QUIET)
+        summaries.append(json.loads((run.path / "evaluation" / "summary.json").read_text()))
+        assert run.metrics()[0]["evaluation/toy-variety"] > 0
+    whole, parts = (summary["variants"]["tuned"]["toy-variety"] for summary in summaries)
+    assert whole["mean"] == pytest.approx(parts["mean"], rel=1e-5)
+    assert 0 < whole["mean"] < 1
+
+
 def test_a_nan_reward_stops_the_run_and_saves_the_image(toy_spec):
     spec = specs.load(toy_spec(reward=[{"kind": "toy-redness"}, {"kind": "toy-broken", "weight": 0.0}]))
     with pytest.raises(RewardError, match="'toy-broken' is nan for prompt 'blue'"):

@@ -87,6 +87,15 @@ def test_single_faults(toy_spec, tables, key, words):
     assert words in problems(toy_spec(**tables))[key]
 
 
+def test_a_reward_that_compares_images_is_a_diagnostic_and_needs_some(toy_spec):
+    wanted = [{"kind": "toy-redness"}, {"kind": "toy-variety"}]
+    said = [str(problem) for problem in _all(toy_spec(reward=wanted))]
+    assert any("toy-variety" in text and "weight = 0" in text for text in said)
+    assert any("toy-variety" in text and "images_per_prompt" in text for text in said)
+    wanted[1]["weight"] = 0.0
+    specs.load(toy_spec(reward=wanted, evaluation={"images_per_prompt": 2}))
+
+
 def test_overrides_reach_tables_and_list_items(toy_spec):
     spec = specs.load(
         toy_spec(), ["run.steps=7", "reward[0].gain=2.5", "reward.0.name=red", "evaluation.seed=3", "run.name=a.b"]
