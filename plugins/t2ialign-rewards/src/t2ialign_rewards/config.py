@@ -83,6 +83,12 @@ class NoArtifactsConfig(ClipTextConfig):
     )
 
 
+class ClipDiversityConfig(ClipConfig):
+    """``clip-diversity``: 0 for equal images, about 0.1 to 0.4."""
+
+    model: Checkpoint = Field(CLIP_B, description="CLIP model whose image embeddings are compared")
+
+
 class HpsConfig(NetworkConfig):
     """``hps``: cosine in the CLIP space of HPSv2, about 0.2 to 0.35."""
 

@@ -50,6 +50,13 @@ def t2ialign_rewards(register: Callable[..., Any]) -> None:
         provides=DIFFERENTIABLE,
     )
     register(
+        "clip-diversity",
+        "t2ialign_rewards.clip_diversity:ClipDiversity",
+        config=config.ClipDiversityConfig,
+        summary="How much the images of one prompt differ: mean cosine distance of CLIP embeddings; a diagnostic",
+        provides={"per-prompt"},
+    )
+    register(
         "hps",
         "t2ialign_rewards.hps:Hps",
         config=config.HpsConfig,
