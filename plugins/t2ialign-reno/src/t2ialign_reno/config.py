@@ -1,0 +1,106 @@
+"""The spec's tables of ``reno`` and ``image-select``; imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from t2ialign import OptimizerConfig, Plan, Requirements, UsageError, plugins, prompts
+from t2ialign_reno.layouts import LAYOUTS
+
+if TYPE_CHECKING:
+    from t2ialign.spec import Chosen, Spec
+
+
+class NoiseSearchConfig(OptimizerConfig):
+    """What both optimizers share. ``run.steps`` counts the iterations (generated images) of every search."""
+
+    layout: Literal["geneval", "t2i-compbench", "parti-prompts"] | None = Field(
+        None, description="also export the images as this benchmark's scorer reads them"
+    )
+    save_iterations: bool = Field(False, description="write the image of every iteration of every search")
+    patience: int | None = Field(
+        None, ge=1, description="stop a search that has not improved for so many iterations; its place is reused"
+    )
+    second_sampler: dict[str, Any] | None = Field(
+        None, description="a sampler table ({ kind = 'scm', steps = 4 }) that renders the found noise once more"
+    )
+
+    @field_validator("second_sampler")
+    @classmethod
+    def _known_sampler(cls, table: dict[str, Any] | None) -> dict[str, Any] | None:
+        if table is not None:
+            chosen_sampler(table)
+        return table
+
+    @property
+    def searches_per_image(self) -> int:
+        return 1
+
+    def requires(self) -> Requirements:
+        return chosen_sampler(self.second_sampler).requires() if self.second_sampler else {}
+
+    def plan(self, spec: Spec) -> Plan:
+        """One step is one iteration of all the searches that run at the same time."""
+        for reward in spec.rewards:
+            if reward.mix.weight and reward.mix.normalise not in ("none", "range"):
+                raise UsageError(
+                    f"every image is searched on its own, but normalise = '{reward.mix.normalise}' of reward"
+                    f" '{reward.name}' compares images; use 'none' or 'range'"
+                )
+        texts = prompts.read(spec.prompt_file())
+        if self.layout:
+            LAYOUTS[self.layout].check(texts, spec.prompts.images_per_prompt, spec.prompt_file())
+        images = len(set(texts)) * spec.prompts.images_per_prompt
+        searches, slots = images * self.searches_per_image, self.slots(spec)
+        rounds = -(-searches // slots)
+        notes = {
+            "images delivered": f"{images:,} ({len(set(texts)):,} prompts x {spec.prompts.images_per_prompt})",
+            "searches": f"{searches:,} of {spec.run.steps} iterations, {min(slots, searches)} at a time",
+        }
+        return Plan(rounds * spec.run.steps, min(slots, searches), notes)
+
+    def slots(self, spec: Spec) -> int:
+        """Searches at the same time: those of ``prompts.per_step`` prompts."""
+        return spec.prompts.per_step * spec.prompts.images_per_prompt * self.searches_per_image
+
+
+class ImageSelectConfig(NoiseSearchConfig):
+    """``kind = "image-select"``: the best of ``run.steps`` noises."""
+
+
+class RenoConfig(NoiseSearchConfig):
+    """``kind = "reno"`` (arXiv 2406.04312); the defaults are the published settings."""
+
+    solver: Literal["nesterov", "sgd", "adam"] = Field(
+        "nesterov", description="gradient ascent with Nesterov or plain momentum, or Adam (with eps = 0.01)"
+    )
+    learning_rate: float = Field(5.0, gt=0, description="step size for latents of 16,384 numbers")
+    scale_learning_rate: bool = Field(
+        True, description="multiply the learning rate by sqrt(latent size / 16384); false takes it as it is"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum, or Adam's first decay")
+    max_gradient_norm: float = Field(0.1, gt=0, description="clip of each sample's gradient (L2)")
+    regularisation: float = Field(0.01, ge=0, description="weight of the penalty that keeps |z| as a Gaussian has it")
+    restarts: int = Field(1, ge=1, description="searches per image, each from its own noise; the best is delivered")
+
+    @property
+    def searches_per_image(self) -> int:
+        return self.restarts
+
+
+def chosen_sampler(table: dict[str, Any]) -> Chosen:
+    """The sampler that a nested table names.
+
+    Raises:
+        ValueError: unknown kind or wrong options.
+    """
+    from t2ialign.spec import Chosen
+
+    try:
+        declaration = plugins.registry().find("sampler", str(table.get("kind")))
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    options = {name: value for name, value in table.items() if name != "kind"}
+    return Chosen(declaration, declaration.config.model_validate(options))

@@ -1,0 +1,156 @@
+"""What a run of searches delivers: images, noises, trajectories, a table, and a benchmark's layout where asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from t2ialign import files
+from t2ialign.errors import ExportError
+from t2ialign.evaluate import summarise, table
+from t2ialign.export import TOLERANCE
+from t2ialign_reno.layouts import LAYOUTS
+from t2ialign_reno.searches import Found, Item
+
+if TYPE_CHECKING:
+    from t2ialign_reno.noise_search import NoiseSearch
+
+CHECKED = 4
+Delivered = dict[Item, Found]
+
+
+def export_images(optimizer: NoiseSearch, folder: Path) -> None:
+    """Write ``folder``: ``images/<item>/`` with the best start of every finished image, summary, layout, README.
+
+    Raises:
+        ExportError: nothing is finished yet, or a saved noise does not give the saved image.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    delivered = finished(optimizer)
+    if not delivered:
+        raise ExportError("no search has ended yet: there is nothing to export")
+    for item, found in delivered.items():
+        _link_folder(optimizer.archive.path(found.search), folder / "images" / item.name)
+    difference = check_noise(optimizer, delivered, folder)
+    summary = _summary(optimizer, delivered)
+    files.write_json(folder / "summary.json", summary)
+    if optimizer.config.layout:
+        write_layout(optimizer, delivered, folder)
+    (folder / "README.md").write_text(card(optimizer, delivered, summary, difference), encoding="utf-8")
+
+
+def finished(optimizer: NoiseSearch) -> Delivered:
+    """The run's images all of whose searches have ended, each with the best of them."""
+    delivered: Delivered = {}
+    for item in optimizer.items:
+        searches = optimizer.starts_of[item.key]
+        if all(optimizer.engine.current(search) is None for search in searches):
+            delivered[item] = optimizer.best(searches)
+    return delivered
+
+
+@torch.no_grad()
+def check_noise(optimizer: NoiseSearch, delivered: Delivered, folder: Path) -> float:
+    """Draw some images from the exported noise and compare with the exported pictures.
+
+    Returns:
+        The largest pixel difference, on top of the rounding to eight bits.
+
+    Raises:
+        ExportError: an image is not what its noise gives.
+    """
+    from t2ialign_reno.noise_search import draw
+
+    some = list(delivered.items())[:CHECKED]
+    problem = optimizer.problem
+    drawn = draw(problem, problem.conditioning[[item.row for item, _ in some]], [found for _, found in some]).cpu()
+    saved = torch.stack([_read_png(folder / "images" / item.name / "best.png") for item, _ in some])
+    difference = max(0.0, (drawn - saved).abs().max().item() - 0.5 / 255)
+    tolerance = TOLERANCE[problem.backend.config.dtype]
+    if not difference <= tolerance:
+        raise ExportError(f"a saved noise gives another image: largest difference {difference:.2g} > {tolerance:g}")
+    return difference
+
+
+def _read_png(path: Path) -> Tensor:
+    import numpy
+
+    with Image.open(path) as picture:
+        return torch.from_numpy(numpy.array(picture)).permute(2, 0, 1).float() / 255
+
+
+def _summary(optimizer: NoiseSearch, delivered: Delivered) -> dict:
+    """First images against best ones, in the form of the evaluation's summary.json."""
+    scores = [optimizer.archive.scores(found.search) for found in delivered.values()]
+    names = optimizer.problem.rewards.names
+
+    def column(which: str) -> dict[str, Tensor]:
+        values = {name: [one[which][name] for one in scores] for name in names}
+        return {k: torch.tensor([torch.nan if v is None else v for v in column]) for k, column in values.items()}
+
+    rows = [item.row for item in delivered]
+    position = {row: index for index, row in enumerate(dict.fromkeys(rows))}
+    prompt_index = torch.tensor([position[row] for row in rows])
+    return summarise({"base": column("initial"), "tuned": column("best")}, prompt_index, names)
+
+
+def write_layout(optimizer: NoiseSearch, delivered: Delivered, folder: Path) -> None:
+    """The best images under the names that a benchmark's scorer expects, in a folder with the benchmark's name."""
+    problem, name = optimizer.problem, optimizer.config.layout
+    layout, target, prompts = LAYOUTS[name], folder / name, problem.prompts
+    count, file = problem.spec.prompts.images_per_prompt, problem.spec.prompt_file()
+    item_of = {(prompts[item.row], int(item.name.rpartition("-")[2])): item for item in delivered}
+    for path, index, image in layout.images(prompts, count):
+        if item := item_of.get((prompts[index], image)):
+            _link(folder / "images" / item.name / "best.png", target / path)
+    for path, text in layout.texts(prompts, file):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (target / path).write_text(text, encoding="utf-8")
+
+
+def card(optimizer: NoiseSearch, delivered: Delivered, summary: dict, difference: float) -> str:
+    """README.md of an export."""
+    spec, problem = optimizer.problem.spec, optimizer.problem
+    held_out = ", ".join(r.name for r in spec.rewards if not r.mix.weight) or "none"
+    item = next(iter(delivered))
+    code = problem.backend.noise_snippet(problem.prompts[item.row], f"images/{item.name}/latents.safetensors")
+    snippet = (
+        f"\nThe first image from its saved noise, without t2ialign:\n\n```python\n{code.strip()}\n```\n" if code else ""
+    )
+    return f"""# {spec.name}
+
+{len(delivered):,} images of `{problem.backend.info.base_model}`, found by t2ialign's `{spec.optimizer.kind}` in
+{spec.run.steps} iterations per search. No weight was changed: an image is its prompt and its noise.
+
+| folder `images/<prompt>-<image>/` | |
+|---|---|
+| `initial.png`, `best.png` | the image of the first noise, and the one that the optimised rewards like most |
+| `latents.safetensors` | the noise of the best image, `latents`, float32 |
+| `trajectory.jsonl` | rewards and norms, one line per iteration |
+| `search.json` | prompt, seeds, rewards of both images |
+
+Base is the first image, tuned the best one; held-out rewards (never optimised): {held_out}.
+
+{table(summary)}
+Drawn again from the saved noise, the images differ by at most {difference:.1e} beyond eight-bit rounding.
+{snippet}"""
+
+
+def _link_folder(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        _link(file, target / file.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none: thousands of images need not exist twice."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

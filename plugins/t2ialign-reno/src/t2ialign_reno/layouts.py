@@ -1,0 +1,73 @@
+"""Where the scorers of benchmarks look for images. Layouts are data; no torch.
+
+GenEval         <folder>/<digits>/metadata.jsonl and <folder>/<digits>/samples/<digits>.png; four images per prompt
+T2I-CompBench   <folder>/samples/<prompt>_<number>.png, numbered prompt by prompt, nothing else beside them; ten images
+                per prompt of a category's validation list
+PartiPrompts    <folder>/<number>/best_image.png and prompt.txt (the ReNO authors' own; there is no official scorer)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from t2ialign.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """File names of a benchmark.
+
+    Attributes:
+        image: path of an image; knows {prompt}, {index} of the prompt, {image} of that prompt, and {number} over all.
+        companions: path of one more file for every prompt -> what it holds, the prompt or its metadata line.
+        forbidden: what a prompt must not contain, as a regular expression.
+    """
+
+    image: str
+    companions: Mapping[str, Literal["prompt", "metadata"]] = field(default_factory=dict)
+    forbidden: str | None = None
+
+    def check(self, prompts: Sequence[str], images_per_prompt: int, file: Path) -> None:
+        """Can images of these prompts be laid out?
+
+        Raises:
+            UsageError: no metadata, more images than the layout has names for, or a prompt that cannot be a file name.
+        """
+        if "metadata" in self.companions.values() and file.suffix != ".jsonl":
+            raise UsageError(
+                f"layout: needs the benchmark's own .jsonl as prompts.file, for its metadata; got {file.name}"
+            )
+        if images_per_prompt > 1 and not re.search(r"{(image|number)\b", self.image):
+            raise UsageError(f"layout: has one image per prompt, not prompts.images_per_prompt = {images_per_prompt}")
+        for prompt in prompts:
+            if self.forbidden and (found := re.search(self.forbidden, prompt)):
+                raise UsageError(f"layout: keeps the prompt in the file name, which cannot hold '{found[0]}': {prompt}")
+
+    def images(self, prompts: Sequence[str], images_per_prompt: int) -> Iterator[tuple[str, int, int]]:
+        """(path, index of the prompt, image of that prompt) of every image, in the scorer's order."""
+        for index, prompt in enumerate(prompts):
+            for image in range(images_per_prompt):
+                number = index * images_per_prompt + image
+                yield self.image.format(prompt=prompt, index=index, image=image, number=number), index, image
+
+    def texts(self, prompts: Sequence[str], file: Path) -> Iterator[tuple[str, str]]:
+        """(path, content) of every further file; ``file`` is the prompt file."""
+        sources = {"prompt": prompts, "metadata": _lines(file)}
+        for template, content in self.companions.items():
+            for index, text in enumerate(sources[content]):
+                yield template.format(index=index), text
+
+
+def _lines(file: Path) -> list[str]:
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+LAYOUTS = {
+    "geneval": Layout("{index:05d}/samples/{image:05d}.png", {"{index:05d}/metadata.jsonl": "metadata"}),
+    "t2i-compbench": Layout("samples/{prompt}_{number:06d}.png", forbidden=r"[/_\\\0]"),
+    "parti-prompts": Layout("{index}/best_image.png", {"{index}/prompt.txt": "prompt"}),
+}

@@ -1,0 +1,63 @@
+"""The toy world with a differentiable one-step sampler, a multi-step-only backend, and this plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+import toy
+from t2ialign_reno import plugin
+
+import t2ialign
+from t2ialign import plugins
+
+
+class ToyWorld:
+    """More of the toy plugin's parts under other capabilities."""
+
+    @t2ialign.hookimpl
+    def t2ialign_backends(self, register: Any) -> None:
+        register("toy-diffusion", toy.ToyBackend, provides={"diffusion", "denoiser", "differentiable", "multi-step"})
+
+    @t2ialign.hookimpl
+    def t2ialign_samplers(self, register: Any) -> None:
+        register("toy-differentiable", toy.ToyStep, provides={"one-step", "differentiable"})
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> plugins.Registry:
+    points = [("toy", toy), ("more", ToyWorld()), ("reno", plugin)]
+    found = plugins.load([toy.entry_point(name, target, name) for name, target in points])
+    assert not any(status.error for status in found.plugins)
+    monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+    return found
+
+
+@pytest.fixture
+def reno_spec(tmp_path: Path, registry: plugins.Registry) -> Callable[..., Path]:
+    """Write a spec of the toy world; keyword arguments update tables, or replace them where they are no tables."""
+
+    def write(
+        prompts_file: str = "prompts.txt", texts: str = "red\ngreen\nblue\nblack\nwhite\n", **tables: Any
+    ) -> Path:
+        (tmp_path / prompts_file).write_text(texts)
+        tree: dict[str, Any] = {
+            "run": {"steps": 6, "out": str(tmp_path / "runs"), "checkpoint_every": 2},
+            "backend": {"kind": "toy-model", "checkpoint": "some/model", "dtype": "float32"},
+            "sampler": {"kind": "toy-differentiable"},
+            "optimizer": {"kind": "reno", "learning_rate": 40.0},
+            "reward": [{"kind": "toy-redness"}, {"kind": "toy-darkness", "weight": 0.0}],
+            "prompts": {"file": prompts_file, "per_step": 2, "images_per_prompt": 1},
+            "samples": {"every": 0},
+        }
+        for name, table in tables.items():
+            tree[name] = {**tree.get(name, {}), **table} if isinstance(table, dict) else table
+        path = tmp_path / "spec.toml"
+        path.write_text(tomli_w.dumps({name: table for name, table in tree.items() if table is not None}))
+        return path
+
+    return write
