@@ -11,6 +11,13 @@ itself, and does nothing if it is already complete. A killed run continues where
     clip          a CLIP on clean renders                      about  5
     reward        that CLIP, tuned on generator output         about  3
     package       evaluate, write checkpoints, cards, prompts  about  2
+
+The same world in the format of Stable Diffusion; needs the stage `clip`:
+
+    sd-autoencoder  pixels to latents                          about  6
+    sd              the multi-step generator                   about 30
+    sd-turbo        the one-step generator                     about 20
+    sd-package      evaluate, write checkpoints and cards      about  8
 """
 
 from __future__ import annotations
@@ -20,7 +27,9 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("autoencoder", "sprint", "washed", "clip", "reward", "package")
+SPRINT_STAGES = ("autoencoder", "sprint", "washed", "clip", "reward", "package")
+SD_STAGES = ("sd-autoencoder", "sd", "sd-turbo", "sd-package")
+STAGES = SPRINT_STAGES + SD_STAGES
 
 
 def main() -> None:
@@ -47,7 +56,9 @@ def run_stage(stage: str, work: Path, package: Path) -> None:
     """Run one stage; the stages before it must be complete."""
     from shapes_training import autoencoder, sprint
 
-    if stage == "autoencoder":
+    if stage in SD_STAGES:
+        run_sd_stage(stage, work, package)
+    elif stage == "autoencoder":
         autoencoder.run(work)
     elif stage == "sprint":
         sprint.run(work, autoencoder.run(work))
@@ -63,6 +74,22 @@ def run_stage(stage: str, work: Path, package: Path) -> None:
         reward.run(work)
     else:
         from shapes_training.package import write_package
+
+        write_package(work, package)
+
+
+def run_sd_stage(stage: str, work: Path, package: Path) -> None:
+    """Run one stage of the models in Stable Diffusion's format."""
+    from shapes_training import sd, sd_autoencoder, sd_turbo
+
+    if stage == "sd-autoencoder":
+        sd_autoencoder.run(work)
+    elif stage == "sd":
+        sd.run(work, sd_autoencoder.run(work))
+    elif stage == "sd-turbo":
+        sd_turbo.run(work, sd_autoencoder.run(work))
+    else:
+        from shapes_training.sd_package import write_package
 
         write_package(work, package)
 

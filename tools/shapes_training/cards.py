@@ -44,8 +44,9 @@ image = pipeline(
 ).images[0]
 ```
 
-In a t2ialign spec: `checkpoint = "pkg:t2ialign_shapes/checkpoints/{name}"`. Prompts outside the
-grammar give nothing sensible.
+In a t2ialign spec: `kind = "sana-sprint"`,
+`checkpoint = "pkg:t2ialign_shapes/checkpoints/{name}"`, `complex_human_instruction = false`.
+Prompts outside the grammar give nothing sensible.
 
 ## Accuracy
 
@@ -89,7 +90,7 @@ of the grammar. It is as fallible as learned rewards are: held against the exact
 
 `transformers.CLIPModel` with the tokenizer and the image normalisation of this folder (mean and
 standard deviation 0.5). The score is the cosine of image and text embedding. In a t2ialign spec:
-`checkpoint = "pkg:t2ialign_shapes/checkpoints/clip"`.
+`kind = "clipscore"`, `model = "pkg:t2ialign_shapes/checkpoints/clip"`.
 
 ## Agreement with the exact detector
 

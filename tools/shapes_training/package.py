@@ -99,7 +99,7 @@ def training(work: Path, stage: str, recipe: Any) -> dict:
         "seed": recipe.seed,
         "wall_s": round(last["wall_s"]),
         "cpu_s": round(last["cpu_s"]),
-        "final_loss": last["loss"],
+        "final_loss": round(last["loss"], 4),
     }
 
 
