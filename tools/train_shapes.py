@@ -34,9 +34,7 @@ STAGES = SPRINT_STAGES + SD_STAGES
 
 def main() -> None:
     """Run the chosen stages."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--work", type=Path, required=True, help="where stages keep their files")
     parser.add_argument(
