@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import permutations, product
+from typing import TypeVar
 
 SHAPES = ("circle", "square", "triangle")
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
@@ -36,6 +37,8 @@ FAMILY_WEIGHTS = (0.06, 0.10, 0.22, 0.14, 0.24, 0.24)
 COLORED_COUNTING = 0.6
 COLORED_POSITION = 0.6
 WITH_BACKGROUND = 0.25
+
+Word = TypeVar("Word", str, int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,30 +180,34 @@ def hard_negative(caption: Caption, rng: random.Random) -> Caption:
     """
     things = list(caption.things)
     first = things[0]
+    # The facts that are hard to tell apart come up more often.
     kinds = ["shape"]
-    if first.color:
-        kinds += ["color"] + ["swap"] * 2 * (len(things) == 2)
-    if first.count > 1:
-        kinds += ["count"] * 2
-    if caption.relation:
-        kinds += ["relation"] * 3
-    if caption.background:
-        kinds += ["background"]
-    kind = rng.choice(kinds)
-    if kind == "background":
-        return replace(caption, background=next(b for b in BACKGROUNDS if b != caption.background))
-    if kind == "relation":
-        others = [relation for relation in RELATIONS if relation != caption.relation]
-        return replace(caption, relation=rng.choice(others))
-    if kind == "swap":
-        a, b = things
-        things = [replace(a, color=b.color), replace(b, color=a.color)]
-    elif kind == "count":
-        things = [replace(first, count=rng.choice([n for n in COUNT_WORDS if n != first.count]))]
-    else:
-        words = SHAPES if kind == "shape" else COLORS
-        used = {getattr(thing, kind) for thing in things}
-        which = rng.randrange(len(things))
-        new = rng.choice([word for word in words if word not in used])
-        things[which] = replace(things[which], **{kind: new})
+    kinds += ["color"] * (first.color is not None)
+    kinds += ["swap"] * 2 * (len(things) == 2 and first.color is not None)
+    kinds += ["count"] * 2 * (first.count > 1)
+    kinds += ["relation"] * 3 * (caption.relation is not None)
+    kinds += ["background"] * (caption.background is not None)
+
+    def other(words: Iterable[Word], *used: Word | None) -> Word:
+        return rng.choice([word for word in words if word not in used])
+
+    match rng.choice(kinds):
+        case "shape":
+            which = rng.randrange(len(things))
+            shape = other(SHAPES, *(thing.shape for thing in things))
+            things[which] = replace(things[which], shape=shape)
+        case "color":
+            which = rng.randrange(len(things))
+            color = other(COLORS, *(thing.color for thing in things))
+            things[which] = replace(things[which], color=color)
+        case "swap":
+            a, b = things
+            things = [replace(a, color=b.color), replace(b, color=a.color)]
+        case "count":
+            things = [replace(first, count=other(COUNT_WORDS, first.count))]
+        case "relation":
+            return replace(caption, relation=other(RELATIONS, caption.relation))
+        case "background":
+            background = "white" if caption.background == "black" else "black"
+            return replace(caption, background=background)
     return replace(caption, things=tuple(things))

@@ -189,9 +189,9 @@ def _match_templates(coverage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     center_y = center_y[:, None] - radius * torch.tensor([0.0, 0.0, 0.2], device=radius.device)
     dx = x - center_x[:, None, None]
     overlap = []
-    for shape, distance in enumerate(SIGNED_DISTANCES):
-        dy = y - center_y[:, shape, None, None]
-        template = (0.5 - EDGE_SLOPE * distance(dx, dy, radius[:, shape, None, None])).clamp(0, 1)
+    for k, distance in enumerate(SIGNED_DISTANCES):
+        dy = y - center_y[:, k, None, None]
+        template = (0.5 - EDGE_SLOPE * distance(dx, dy, radius[:, k, None, None])).clamp(0, 1)
         shared = torch.minimum(template, coverage).sum((1, 2))
         overlap.append(shared / torch.maximum(template, coverage).sum((1, 2)))
     best, shape = torch.stack(overlap, 1).max(1)
