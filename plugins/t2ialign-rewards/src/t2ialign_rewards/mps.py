@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -83,13 +83,16 @@ class MpsNetwork(nn.Module):
         project = self.clip.text_projection
         return project(output.last_hidden_state)[0], project(output.pooler_output)[0]
 
+    @cached_property
+    def _condition_tokens(self) -> Tensor:
+        return self.text_tokens(self.condition)[0]
+
     # A cached encoding outlives its caller's mode: it may take part in a gradient later.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _encode(self, prompt: str) -> EncodedText:
         tokens, pooled = self.text_tokens(prompt)
-        condition, _ = self.text_tokens(self.condition)
-        relevance = (tokens.float() @ condition.float().T).amax(dim=-1)
+        relevance = (tokens.float() @ self._condition_tokens.float().T).amax(dim=-1)
         return EncodedText(tokens, pooled, relevance_bias(relevance, self.threshold))
 
 
