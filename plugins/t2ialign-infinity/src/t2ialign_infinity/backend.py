@@ -1,0 +1,168 @@
+"""Infinity as a backend: text in, image out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from t2ialign import Backend, BackendInfo, Sampler, UsageError, checkpoints
+from t2ialign.conditioning import Conditioning
+from t2ialign_infinity import ladders
+from t2ialign_infinity.bits import BitQuantiser
+from t2ialign_infinity.config import InfinityConfig
+from t2ialign_infinity.rope import rotation
+from t2ialign_infinity.sampling import DrawBits, sample_features
+from t2ialign_infinity.text import TextEncoder, flatter
+from t2ialign_infinity.transformer import InfinityTransformer
+from t2ialign_infinity.vae import BitVAE, wrapped_names
+from t2ialign_infinity.variants import VARIANTS
+from t2ialign_var.loading import fill, load_lora, read_tensors
+
+#: Constants in released files.
+VAE_IGNORED = (r"^quantize[r]?\.lfq\.mask$",)
+
+
+class InfinityBackend(Backend):
+    """Infinity with its bit autoencoder and T5 text.
+
+    The noise of an image is one unit Gaussian number z per bit; a bit is drawn at u = Phi(z).
+    """
+
+    Config = InfinityConfig
+
+    def __init__(self, config: InfinityConfig, device: torch.device | str = "cpu") -> None:
+        """Find and check the files; weights are loaded on first use, so that text can be encoded before.
+
+        Raises:
+            UsageError: files are missing.
+        """
+        super().__init__(config, device)
+        variant = VARIANTS[config.variant]
+        names = (variant.weights, variant.vae)
+        folder = checkpoints.resolve(
+            config.checkpoint,
+            config.revision,
+            [*names, f"{variant.weights}/*", "config.json", "infinity.safetensors", "vae.safetensors"],
+        )
+        self.sizes = {"transformer": variant.transformer, "vae": variant.autoencoder}
+        if (folder / "config.json").is_file():
+            self.sizes, names = _read_sizes(folder / "config.json"), ("infinity.safetensors", "vae.safetensors")
+        self.files = tuple(folder / name for name in names)
+        for file in self.files:
+            if not file.exists():
+                raise UsageError(f"checkpoint '{config.checkpoint}' has no {file.name}")
+        full = ladders.nearest(config.aspect_ratio)
+        resolution = config.resolution or variant.resolution
+        count = self.sizes["transformer"].get("scales", ladders.SCALES[resolution])
+        vae = self.sizes["vae"]
+        self.quantiser = BitQuantiser(vae["bits"], full[:count], vae["patchify"])
+        transformer = self.sizes["transformer"]
+        self.rotation = rotation(full[:count], full[-1], transformer["width"] // transformer["heads"]).to(self.device)
+        self.guidance = per_scale(config.guidance_scale, count)
+        self.tau = per_scale(config.tau or variant.tau, count)
+        height, width = (side * 2 ** (len(vae["ch_mult"]) - 1) for side in self.quantiser.grid(-1))
+        self.info = BackendInfo(
+            family="autoregressive",
+            latent_shape=(sum(self.quantiser.tokens), transformer["bits"]),
+            image_size=(height, width),
+            base_model=config.checkpoint,
+        )
+
+    @cached_property
+    def transformer(self) -> InfinityTransformer:
+        sizes = {name: value for name, value in self.sizes["transformer"].items() if name != "scales"}
+        with torch.device("meta"):
+            module = InfinityTransformer(**sizes)
+        weights = read_tensors(self.files[0])
+        _check_depth(weights, sizes["depth"], self.files[0].name)
+        dtype = getattr(torch, self.config.dtype)
+        return fill(module, weights, self.files[0].name, dtype, module.half_precision).to(self.device)
+
+    @cached_property
+    def vae(self) -> BitVAE:
+        with torch.device("meta"):
+            module = BitVAE(**self.sizes["vae"])
+        weights = wrapped_names(read_tensors(self.files[1], entry="vae"))
+        # Group norms of a deep decoder overflow in float16.
+        dtype = torch.float32 if self.config.dtype == "float16" else getattr(torch, self.config.dtype)
+        return fill(module, weights, self.files[1].name, dtype, module.half_precision, VAE_IGNORED).to(self.device)
+
+    @property
+    def trainable(self) -> nn.Module:
+        return self.transformer
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        config = self.config
+        texts = [flatter(prompt) if config.positive_prompt else prompt for prompt in prompts]
+        length = self.sizes["transformer"]["text_length"]
+        return TextEncoder(config.text_encoder, config.text_dtype, length, self.device).encode(prompts, texts)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        conditioning: Conditioning,
+        seeds: Sequence[int],
+        sampler: Sampler | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], RGB; bits are discrete, so there are no gradients.
+
+        Args:
+            conditioning: B rows.
+            seeds: one per image.
+            sampler: not used: the model samples itself.
+            noise: unit Gaussian (B, L, bits) to use in place of the seeds' own.
+        """
+        noise = self.noise(seeds) if noise is None else noise
+        choose = DrawBits(noise, self.quantiser.tokens, self.config.top_k, self.config.top_p)
+        text = conditioning.tensors["text"], conditioning.tensors["text_mask"]
+        features = sample_features(
+            self.transformer, self.quantiser, self.rotation, text, self.guidance, self.tau, choose
+        )
+        return self.vae.decode(features)
+
+    def load_lora(self, folder: Path) -> None:
+        load_lora(self.transformer, folder, self.info.adapter_prefix)
+
+    def snippet(self) -> str:
+        config = self.config
+        options = f"checkpoint={config.checkpoint!r}, variant={config.variant!r}, dtype={config.dtype!r}"
+        if config.text_encoder != InfinityConfig().text_encoder:
+            options += f", text_encoder={config.text_encoder!r}"
+        return f"""\
+# pip install t2ialign-infinity
+from pathlib import Path
+
+from t2ialign_infinity.backend import InfinityBackend
+from t2ialign_infinity.config import InfinityConfig
+
+infinity = InfinityBackend(InfinityConfig({options}), "cuda")
+infinity.load_lora(Path("."))  # the folder of this file
+images = infinity.generate(infinity.encode(["a red fox in the snow"]), seeds=[0])  # (1, 3, H, W) in [0, 1]
+"""
+
+
+def per_scale(value: float | list[float], count: int) -> list[float]:
+    """One number per scale: a single one for all, or a list whose last number goes on."""
+    values = value if isinstance(value, list) else [value]
+    return (values + values[-1:] * count)[:count]
+
+
+def _read_sizes(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        sizes = json.loads(path.read_text(encoding="utf-8"))
+        return {"transformer": dict(sizes["transformer"]), "vae": dict(sizes["vae"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} must have the tables 'transformer' and 'vae'") from error
+
+
+def _check_depth(weights: dict[str, Tensor], depth: int, file: str) -> None:
+    found = len({tuple(name.split(".")[1:4]) for name in weights if name.startswith("block_chunks.")})
+    if found != depth:
+        raise UsageError(f"{file} has {found} blocks, the model has {depth}: set backend.variant to the checkpoint's")

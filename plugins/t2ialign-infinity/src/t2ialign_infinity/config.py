@@ -1,0 +1,49 @@
+"""The spec's table for Infinity; imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from t2ialign import BackendConfig
+from t2ialign.config import Checkpoint, Dtype
+
+Temperature = Annotated[float, Field(gt=0)]
+Guidance = Annotated[float, Field(ge=0)]
+
+
+class InfinityConfig(BackendConfig):
+    """``[backend]`` with ``kind = "infinity"``."""
+
+    checkpoint: Checkpoint = Field(
+        "FoundationVision/Infinity",
+        description="hub id or folder with the released files, or a folder (or 'pkg:...') with config.json,"
+        " infinity.safetensors and vae.safetensors",
+    )
+    variant: Literal["2b", "8b", "8b-512", "125m"] = Field(
+        "2b", description="released model: decides files, sizes, and the defaults of resolution and tau"
+    )
+    text_encoder: Checkpoint = Field(
+        "google/flan-t5-xl", description="hub id or folder of the T5 encoder and its tokenizer"
+    )
+    text_dtype: Dtype = Field("bfloat16", description="dtype of the text encoder")
+    resolution: Literal["0.06M", "0.25M", "0.60M", "1M"] | None = Field(
+        None, description="pixel budget (256, 512, 768 or 1024 px squared); default: the variant's"
+    )
+    aspect_ratio: float = Field(1.0, gt=0, description="height / width; the nearest trained one is used")
+    guidance_scale: Guidance | Annotated[list[Guidance], Field(min_length=1)] = Field(
+        3.0, description="classifier-free guidance: one number, or one per scale (the last one goes on); 1 = none"
+    )
+    tau: Temperature | Annotated[list[Temperature], Field(min_length=1)] | None = Field(
+        None, description="temperature: one number, or one per scale; default: the variant's (2b: 0.5, others: 1)"
+    )
+    top_k: Literal[0, 1] = Field(0, description="1 takes the likelier value of every bit (greedy); 0 draws")
+    top_p: float = Field(0.97, gt=0, le=1, description="a bit whose likelier value has this probability is not drawn")
+    positive_prompt: bool = Field(
+        False,
+        description="append the authors' words for good-looking faces to prompts about people; rewards do not see them",
+    )
+
+    def lora_targets(self) -> list[str]:
+        return ["mat_qkv", "mat_q", "mat_kv", "proj", "fc1", "fc2"]
