@@ -38,9 +38,15 @@ from diffusers import SanaSprintPipeline
 pipeline = SanaSprintPipeline.from_pretrained("{name}")
 image = pipeline(
     "a red circle left of a blue square",
-    num_inference_steps=1, intermediate_timesteps=None, max_timesteps=1.57080,
-    height=32, width=32, use_resolution_binning=False,
-    complex_human_instruction=None, clean_caption=False, max_sequence_length=16,
+    num_inference_steps=1,
+    intermediate_timesteps=None,
+    max_timesteps=1.57080,
+    height=32,
+    width=32,
+    use_resolution_binning=False,
+    complex_human_instruction=None,
+    clean_caption=False,
+    max_sequence_length=16,
 ).images[0]
 ```
 
