@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 import toy
+from torch import Tensor
 from t2ialign_reno import plugin
 
 import t2ialign
 from t2ialign import plugins
+
+
+class ToyTwice(t2ialign.Sampler):
+    """Two steps: half-way to x0, then to x0."""
+
+    def sample(self, denoiser: t2ialign.Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        return denoiser((noise + denoiser(noise, 1.0).x0) / 2, 0.5).x0
 
 
 class ToyWorld:
@@ -25,6 +33,7 @@ class ToyWorld:
     @t2ialign.hookimpl
     def t2ialign_samplers(self, register: Any) -> None:
         register("toy-differentiable", toy.ToyStep, provides={"one-step", "differentiable"})
+        register("toy-twice", ToyTwice, provides={"multi-step"}, requires={"backend": {"denoiser"}})
 
 
 @pytest.fixture
@@ -55,9 +64,10 @@ def reno_spec(tmp_path: Path, registry: plugins.Registry) -> Callable[..., Path]
             "samples": {"every": 0},
         }
         for name, table in tables.items():
-            tree[name] = {**tree.get(name, {}), **table} if isinstance(table, dict) else table
+            update = {**tree.get(name, {}), **table} if isinstance(table, dict) else table
+            tree[name] = {k: v for k, v in update.items() if v is not None} if isinstance(table, dict) else table
         path = tmp_path / "spec.toml"
-        path.write_text(tomli_w.dumps({name: table for name, table in tree.items() if table is not None}))
+        path.write_text(tomli_w.dumps(tree))
         return path
 
     return write

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
 
 import pytest
+import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from t2ialign import runner
+from t2ialign import images, runner
 from t2ialign import spec as specs
+from t2ialign.distributed import World
+from t2ialign.problem import assemble, load_optimizer
 from t2ialign.progress import Display
 
 QUIET = Display(quiet=True)
@@ -48,3 +55,184 @@ def test_a_run_improves_every_image_and_delivers_it(reno_spec):
         assert evaluation["variants"][variant]["toy-redness"]["mean"] == pytest.approx(
             summary["variants"][variant]["toy-redness"]["mean"], abs=1e-6
         )
+
+
+def noises(run) -> dict[str, torch.Tensor]:
+    return {name: one["noise"] for name, one in searches(run).items()}
+
+
+def test_slots_and_micro_batches_change_nothing(reno_spec):
+    """All at once, two at a time, one at a time, and in forwards of one image: the same noise for every prompt."""
+    sizes = [(5, 64), (2, 64), (1, 64), (5, 1)]
+    found = []
+    for per_step, micro_batch in sizes:
+        path = reno_spec(prompts={"per_step": per_step}, run={"micro_batch": micro_batch})
+        found.append(noises(runner.start(specs.load(path), QUIET)))
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for name, noise in other.items():
+            torch.testing.assert_close(noise, found[0][name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_best_of_several_restarts_is_delivered(reno_spec):
+    one = searches(runner.start(specs.load(reno_spec()), QUIET))
+    run = runner.start(specs.load(reno_spec(optimizer={"restarts": 3})), QUIET)
+    three = searches(run)
+    assert len(list((run.path / "output").iterdir())) == 15
+    assert all(three[name]["reward"] >= one[name]["reward"] - 1e-6 for name in one)
+    assert any(three[name]["initial_seed"] != one[name]["initial_seed"] for name in one)
+    for name, best in three.items():
+        every = [
+            json.loads((run.path / "output" / f"{name}-{start}" / "search.json").read_text()) for start in range(3)
+        ]
+        assert len({start["initial_seed"] for start in every}) == 3
+        assert best["reward"] == max(start["reward"] for start in every)
+
+
+def test_an_early_stop_gives_its_place_to_the_next_prompt(reno_spec):
+    """Steps far too long: no search improves after its first image, so each ends after two and the next begins."""
+    stopping = reno_spec(
+        optimizer={"learning_rate": 1e5, "patience": 1, "regularisation": 1.0}, prompts={"per_step": 2}
+    )
+    run = runner.start(specs.load(stopping, ["run.steps=50"]), QUIET)
+    lengths = [one["iterations"] for one in searches(run).values()]
+    assert len(lengths) == 5
+    assert max(lengths) < 50
+    running = [line.get("search/running") for line in run.metrics()]
+    assert running.index(None) < 3 * max(lengths)  # all over long before the planned 150 steps
+    assert len(running) == 150
+
+
+def test_the_same_image_whether_the_run_searched_it_or_the_evaluation(reno_spec, tmp_path):
+    """An evaluation on other prompts than the run's searches them on the spot, with the same result."""
+    whole = runner.start(specs.load(reno_spec()), QUIET)
+    (tmp_path / "one.txt").write_text("red\n")
+    other = reno_spec(prompts={"file": "one.txt"}, evaluation={"prompts": "prompts.txt"})
+    (tmp_path / "prompts.txt").write_text("red\ngreen\nblue\nblack\nwhite\n")
+    (tmp_path / "one.txt").write_text("red\n")
+    part = runner.start(specs.load(other), QUIET)
+    assert list(searches(part)) == ["00000-0"]
+    tables = [json.loads((run.path / "evaluation" / "summary.json").read_text()) for run in (whole, part)]
+    for variant in ("base", "tuned"):
+        means = [table["variants"][variant]["toy-redness"]["mean"] for table in tables]
+        assert means[0] == pytest.approx(means[1], abs=1e-6)
+
+
+def test_grids_begin_at_the_base_and_end_at_the_best(reno_spec):
+    problem = assemble(specs.load(reno_spec()), report=lambda text: None)
+    optimizer = load_optimizer(problem)
+    seeds = [item.seed for item in optimizer.items]
+    base = problem.generate(problem.conditioning, seeds)
+    assert torch.equal(optimizer.generate(problem.conditioning, seeds), base)
+    rewards = [problem.rewards.score(base, problem.prompts)["toy-redness"]]
+    for index in range(problem.spec.optimizer_config.plan(problem.spec).steps):
+        optimizer.step(index)
+        images = optimizer.generate(problem.conditioning, seeds)
+        rewards.append(problem.rewards.score(images, problem.prompts)["toy-redness"])
+        assert (rewards[-1] >= rewards[-2] - 1e-6).all()  # what is shown is the best so far
+    assert (rewards[-1] > rewards[0]).all()
+
+
+def test_a_prompt_that_stands_twice_is_searched_once(reno_spec):
+    path = reno_spec(texts="red\ngreen\nred\n", prompts={"images_per_prompt": 2})
+    run = runner.start(specs.load(path), QUIET)
+    assert list(searches(run)) == ["00000-0", "00000-1", "00001-0", "00001-1"]
+
+
+def test_every_iteration_on_request(reno_spec):
+    run = runner.start(specs.load(reno_spec(optimizer={"save_iterations": True})), QUIET)
+    folders = sorted((run.path / "output" / "iterations").iterdir())
+    assert len(folders) == 5
+    for folder in folders:
+        assert [file.name for file in sorted(folder.iterdir())] == [f"{i:04d}.png" for i in range(6)]
+        found = run.path / "output" / folder.name
+        best = json.loads((found / "search.json").read_text())["best_iteration"]
+        assert pixels(folder / "0000.png") == pixels(found / "initial.png")
+        assert pixels(folder / f"{best:04d}.png") == pixels(found / "best.png")
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.tobytes()
+
+
+def test_the_found_noise_can_be_drawn_again_by_another_sampler(reno_spec):
+    second = {"kind": "toy-twice"}
+    run = runner.start(specs.load(reno_spec(optimizer={"second_sampler": second})), QUIET)
+    twice = reno_spec(optimizer={"kind": "image-select", "learning_rate": None, "second_sampler": None}, sampler=second)
+    problem = assemble(specs.load(twice), report=lambda text: None)
+    for folder in sorted((run.path / "export" / "images").iterdir()):
+        noise = load_file(folder / "latents.safetensors")["latents"]
+        (image,) = problem.generate(problem.conditioning[[int(folder.name[:5])]], [0], noise)
+        assert pixels(folder / "best-second.png") == images.to_pil(image).tobytes()
+        assert pixels(folder / "best-second.png") != pixels(folder / "best.png")
+
+
+def test_image_select_keeps_the_best_of_n_noises(reno_spec):
+    path = reno_spec(optimizer={"kind": "image-select", "learning_rate": None}, reward=[{"kind": "toy-darkness"}])
+    run = runner.start(specs.load(path), QUIET)
+    problem = assemble(run.spec(), report=lambda text: None)
+    for name, one in searches(run).items():
+        lines = [json.loads(line) for line in one["trajectory"].splitlines()]
+        assert len(lines) == 6
+        best = max(range(6), key=lambda i: lines[i]["total"])
+        assert one["best_iteration"] == best
+        assert lines[0]["total"] == one["rewards"]["initial"]["toy-darkness"]
+        image = problem.generate(problem.conditioning[[int(name[:5])]], [one["best_seed"]])
+        assert problem.rewards.score(image, ["-"])["toy-darkness"].item() == one["reward"]
+        assert torch.equal(problem.backend.noise([one["best_seed"]]), one["noise"])
+    other = runner.start(specs.load(path, ["run.seed=1"]), QUIET)
+    seeds = [[(one["initial_seed"], one["best_seed"]) for one in searches(each).values()] for each in (run, other)]
+    assert [initial for initial, _ in seeds[0]] == [initial for initial, _ in seeds[1]]
+    assert seeds[0] != seeds[1]  # the run's seed decides what is tried, the evaluation's where it starts
+
+
+def test_peers_share_the_rows_and_find_the_same(reno_spec):
+    """Two ranks in lockstep, each with half of every batch (an odd one here), against one process."""
+    spec = specs.load(reno_spec(prompts={"per_step": 3}))
+    steps = spec.optimizer_config.plan(spec).steps
+    alone = load_optimizer(assemble(spec, report=lambda text: None))
+    for index in range(steps):
+        alone.step(index)
+    meeting, ranks = Meeting(2), []
+
+    def work(rank: int) -> None:
+        optimizer = load_optimizer(assemble(spec, Rank(rank, 2, meeting), lambda text: None))
+        for index in range(steps):
+            optimizer.step(index)
+        ranks.append(optimizer)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    main = next(optimizer for optimizer in ranks if optimizer.problem.world.is_main)
+    for search in alone.searches:
+        torch.testing.assert_close(main.archive.read(search).noise, alone.archive.read(search).noise)
+    for optimizer in ranks:
+        for name, tensor in optimizer.state().tensors.items():
+            torch.testing.assert_close(tensor, alone.state().tensors[name], equal_nan=True)
+
+
+class Meeting:
+    """Where threads that play ranks exchange tensors."""
+
+    def __init__(self, size: int) -> None:
+        self.tensors: list[torch.Tensor | None] = [None] * size
+        self.barrier = Barrier(size)
+
+    def exchange(self, rank: int, tensor: torch.Tensor) -> torch.Tensor:
+        self.tensors[rank] = tensor
+        self.barrier.wait(timeout=30)
+        together = torch.cat(self.tensors)
+        self.barrier.wait(timeout=30)
+        return together
+
+
+class Rank(World):
+    """A thread among ``size``."""
+
+    def __init__(self, rank: int, size: int, meeting: Meeting) -> None:
+        super().__init__(rank, size)
+        self.__dict__["meeting"] = meeting
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.meeting.exchange(self.rank, tensor)
