@@ -126,7 +126,7 @@ class DiffusersBackend(Backend):
     @torch.no_grad()
     def _encode_missing(self, prompts: list[str]) -> Iterator[Row]:
         """Load the text encoders, encode, and drop them; anything loaded before waits on the CPU meanwhile."""
-        with self._parked():
+        with self.parked():
             others = (self.trained_component, "vae")
             pipeline = self._load(others, {"default": self.stable_dtype}).to(self.device)
             for part in split(len(prompts), self.encode_micro_batch):
@@ -139,7 +139,8 @@ class DiffusersBackend(Backend):
                 torch.cuda.empty_cache()
 
     @contextmanager
-    def _parked(self) -> Iterator[None]:
+    def parked(self) -> Iterator[None]:
+        """Inside, network and autoencoder wait on the CPU if they are loaded."""
         modules = [self.trainable, self.pipeline.vae] if "pipeline" in self.__dict__ else []
         for module in modules:
             module.to("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -37,6 +38,16 @@ def flow_path(scheduler: Any, own_grid: bool, shift: float | None = None) -> Flo
         path.grid = lambda steps: _grid(path, scheduler, steps)
     path.scheduler_config = dict(config)
     return path
+
+
+def dynamic_shift(scheduler: Any, latent_shape: tuple[int, ...]) -> float | None:
+    """e^mu with mu linear in the number of 2 x 2 patches, as in FLUX.1-dev; None for a scheduler with a fixed shift."""
+    settings = scheduler.config
+    if not settings.get("use_dynamic_shifting"):
+        return None
+    patches = latent_shape[-2] * latent_shape[-1] / 4
+    fraction = (patches - settings.base_image_seq_len) / (settings.max_image_seq_len - settings.base_image_seq_len)
+    return math.exp(settings.base_shift + fraction * (settings.max_shift - settings.base_shift))
 
 
 def _grid(path: DiffusionPath, scheduler: Any, steps: int) -> Tensor:

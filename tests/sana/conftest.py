@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from t2ialign_sana.backend import SanaSprint
 from t2ialign_sana.config import SanaSprintConfig
+from t2ialign_sana.sprint import SanaSprint
 
 WORDS = ["<pad>", "<unk>", "<bos>", "a", "red", "blue", "green", "circle", "square", "and", "above", "below"]
 
 
-@pytest.fixture(scope="session")
-def sprint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from diffusers import AutoencoderDC, SanaSprintPipeline, SanaTransformer2DModel, SCMScheduler
+def components(sprint: bool) -> dict[str, Any]:
+    """Tiny parts of a SanaSprintPipeline or a SanaPipeline, without the scheduler."""
+    from diffusers import AutoencoderDC, SanaTransformer2DModel
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
 
@@ -40,8 +41,8 @@ def sprint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cross_attention_dim=8,
         caption_channels=8,
         sample_size=8,
-        qk_norm="rms_norm_across_heads",
-        guidance_embeds=True,
+        qk_norm="rms_norm_across_heads" if sprint else None,
+        guidance_embeds=sprint,
     )
     blocks = ("ResBlock", "EfficientViTBlock")
     vae = AutoencoderDC(
@@ -76,8 +77,25 @@ def sprint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sliding_window=64,
         )
     )
+    return {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "transformer": transformer}
+
+
+@pytest.fixture(scope="session")
+def sprint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import SanaSprintPipeline, SCMScheduler
+
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny-sprint"
-    SanaSprintPipeline(tokenizer, text_encoder, vae, transformer, SCMScheduler()).save_pretrained(folder)
+    SanaSprintPipeline(**components(sprint=True), scheduler=SCMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffusers import FlowMatchEulerDiscreteScheduler, SanaPipeline
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-sana"
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    SanaPipeline(**components(sprint=False), scheduler=scheduler).save_pretrained(folder)
     return folder
 
 

@@ -1,23 +1,16 @@
-"""The spec's table for Sana Sprint; imports no torch."""
+"""The spec's ``[backend]`` tables for Sana; imports no torch."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
 from t2ialign.config import Checkpoint
-from t2ialign.diffusers_config import DiffusersConfig
+from t2ialign.diffusers_config import DiffusersConfig, GuidedConfig
 
 
-class SanaSprintConfig(DiffusersConfig):
-    """``[backend]`` with ``kind = "sana-sprint"``."""
+class SanaTextConfig(DiffusersConfig):
+    """How prompts are encoded, for all Sana models."""
 
-    checkpoint: Checkpoint = Field(
-        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
-        description="hub id, local folder, or 'pkg:<package>/<path>' of a SanaSprintPipeline",
-    )
-    guidance_scale: float = Field(
-        4.5, ge=0, description="distilled guidance: an input of the network, not a second forward pass"
-    )
     max_sequence_length: int = Field(300, ge=1, description="prompt tokens kept, at most what the tokenizer allows")
     complex_human_instruction: bool = Field(
         True, description="put the pipeline's default instruction in front of every prompt, as a plain call does"
@@ -28,3 +21,25 @@ class SanaSprintConfig(DiffusersConfig):
 
     def trainable_folder(self) -> str:
         return "transformer"
+
+
+class SanaSprintConfig(SanaTextConfig):
+    """``kind = "sana-sprint"``."""
+
+    checkpoint: Checkpoint = Field(
+        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+        description="hub id, local folder, or 'pkg:<package>/<path>' of a SanaSprintPipeline",
+    )
+    guidance_scale: float = Field(
+        4.5, ge=0, description="distilled guidance: an input of the network, not a second forward pass"
+    )
+
+
+class SanaConfig(SanaTextConfig, GuidedConfig):
+    """``kind = "sana"``."""
+
+    checkpoint: Checkpoint = Field(
+        "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+        description="hub id, local folder, or 'pkg:<package>/<path>' of a SanaPipeline",
+    )
+    guidance_scale: float = Field(4.5, ge=0, description="classifier-free guidance; at most 1 switches it off")

@@ -2,17 +2,24 @@
 
 from t2ialign import SamplerConfig, hookimpl
 from t2ialign.hookspecs import Register
-from t2ialign_sana.config import SanaSprintConfig
+from t2ialign_sana.config import SanaConfig, SanaSprintConfig
 
 
 @hookimpl
 def t2ialign_backends(register: Register) -> None:
     register(
         "sana-sprint",
-        "t2ialign_sana.backend:SanaSprint",
+        "t2ialign_sana.sprint:SanaSprint",
         config=SanaSprintConfig,
         summary="Sana Sprint 0.6B / 1.6B: text to image in one to four steps (TrigFlow consistency model)",
         provides={"diffusion", "denoiser", "lora", "differentiable", "one-step", "multi-step", "trigflow"},
+    )
+    register(
+        "sana",
+        "t2ialign_sana.sana:Sana",
+        config=SanaConfig,
+        summary="Sana 0.6B / 1.6B: multi-step rectified flow with guidance",
+        provides={"diffusion", "denoiser", "lora", "differentiable", "multi-step"},
     )
 
 

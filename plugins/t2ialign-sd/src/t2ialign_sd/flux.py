@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from t2ialign import BackendInfo, UsageError
-from t2ialign.diffusers_scheduler import flow_path
+from t2ialign.diffusers_scheduler import dynamic_shift, flow_path
 from t2ialign.embeds import Row
 from t2ialign.guided import GuidedBackend
 from t2ialign.paths import FlowPath
@@ -40,14 +39,7 @@ class Flux(GuidedBackend):
 
     @cached_property
     def path(self) -> FlowPath:
-        """With FLUX.1-dev's shift e^mu, mu linear in the number of image tokens."""
-        settings = self.scheduler.config
-        if not settings.use_dynamic_shifting:
-            return flow_path(self.scheduler, own_grid=False)
-        tokens = self.info.latent_shape[1] * self.info.latent_shape[2] // 4
-        fraction = (tokens - settings.base_image_seq_len) / (settings.max_image_seq_len - settings.base_image_seq_len)
-        mu = settings.base_shift + fraction * (settings.max_shift - settings.base_shift)
-        return flow_path(self.scheduler, own_grid=False, shift=math.exp(mu))
+        return flow_path(self.scheduler, own_grid=False, shift=dynamic_shift(self.scheduler, self.info.latent_shape))
 
     @property
     def prediction_type(self) -> str:

@@ -1,4 +1,4 @@
-"""Sana Sprint on the diffusers classes."""
+"""What all Sana models share: Gemma text, and the facts of a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from typing import Any, ClassVar
 
 import torch
 
-from t2ialign import BackendInfo, Denoiser
-from t2ialign.conditioning import Conditioning
+from t2ialign import BackendInfo
 from t2ialign.diffusers_backend import DiffusersBackend
 from t2ialign.embeds import Row
-from t2ialign_sana.config import SanaSprintConfig
-from t2ialign_sana.denoiser import SprintDenoiser, SprintPath
+from t2ialign_sana.config import SanaTextConfig
 
 
-class SanaSprint(DiffusersBackend):
-    """Sana Sprint: SanaTransformer2DModel, AutoencoderDC and a Gemma-2 text encoder."""
+class SanaText(DiffusersBackend):
+    """Prompts through a Gemma-2 decoder, behind the pipeline's complex human instruction or without it."""
 
-    Config = SanaSprintConfig
-    pipeline_names = ("SanaSprintPipeline",)
     ragged: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
 
-    def __init__(self, config: SanaSprintConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: SanaTextConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         network = self.component_config("transformer")
         side = self.latent_side(default=network["sample_size"])
@@ -32,11 +28,8 @@ class SanaSprint(DiffusersBackend):
             image_size=(side * self.vae_factor, side * self.vae_factor),
             adapter_prefix="transformer",
             base_model=config.checkpoint,
-            pipeline="SanaSprintPipeline",
+            pipeline=self.pipeline_names[0],
         )
-
-    def denoiser(self, conditioning: Conditioning) -> Denoiser:
-        return SprintDenoiser(self.trainable, conditioning, self.config.guidance_scale, SprintPath())
 
     @property
     def max_sequence_length(self) -> int:
@@ -53,27 +46,28 @@ class SanaSprint(DiffusersBackend):
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         call = inspect.signature(type(pipeline).__call__).parameters
         instruction = call["complex_human_instruction"].default if self.config.complex_human_instruction else None
-        embeds, masks = pipeline.encode_prompt(
+        # SanaPipeline would encode a negative prompt too; SanaSprintPipeline knows none.
+        guidance = {"do_classifier_free_guidance": False} if "negative_prompt" in call else {}
+        embeds, masks, *_ = pipeline.encode_prompt(
             prompts,
             device=self.device,
             max_sequence_length=self.max_sequence_length,
             complex_human_instruction=instruction,
+            **guidance,
         )
         return [{"prompt_embeds": embed[mask.bool()]} for embed, mask in zip(embeds, masks, strict=True)]
 
-    def snippet(self) -> str:
-        size = self.info.image_size
-        plain = "" if self.config.complex_human_instruction else "\n    complex_human_instruction=None,"
-        return f"""\
-{self.snippet_loading()}
-image = pipe(
-    "a prompt",
-    num_inference_steps=1,
-    intermediate_timesteps=None,  # needed for any number of steps but 2
-    guidance_scale={self.config.guidance_scale},
-    height={size[0]},
-    width={size[1]},
-    use_resolution_binning=False,
-    max_sequence_length={self.max_sequence_length},{plain}
-).images[0]
-"""
+    def snippet_call(self, *arguments: str) -> str:
+        """The model card's code, with arguments of its own first."""
+        lines = [
+            *arguments,
+            f"guidance_scale={self.config.guidance_scale}",
+            f"height={self.info.image_size[0]}",
+            f"width={self.info.image_size[1]}",
+            "use_resolution_binning=False",
+            f"max_sequence_length={self.max_sequence_length}",
+        ]
+        if not self.config.complex_human_instruction:
+            lines.append("complex_human_instruction=None")
+        body = "".join(f"    {line},\n" for line in lines)
+        return f'{self.snippet_loading()}\nimage = pipe(\n    "a prompt",\n{body}).images[0]\n'

@@ -1,0 +1,23 @@
+"""Sana Sprint on the diffusers classes."""
+
+from __future__ import annotations
+
+from t2ialign import Denoiser
+from t2ialign.conditioning import Conditioning
+from t2ialign_sana.config import SanaSprintConfig
+from t2ialign_sana.denoiser import SprintDenoiser, SprintPath
+from t2ialign_sana.text import SanaText
+
+
+class SanaSprint(SanaText):
+    """SanaSprintPipeline: a TrigFlow consistency model (arXiv 2503.09641) with an AutoencoderDC."""
+
+    Config = SanaSprintConfig
+    pipeline_names = ("SanaSprintPipeline",)
+
+    def denoiser(self, conditioning: Conditioning) -> Denoiser:
+        return SprintDenoiser(self.trainable, conditioning, self.config.guidance_scale, SprintPath())
+
+    def snippet(self) -> str:
+        # The pipeline's default intermediate time is an error for any number of steps but 2.
+        return self.snippet_call("num_inference_steps=1", "intermediate_timesteps=None")

@@ -1,0 +1,1 @@
+"""Z-Image Turbo for t2ialign."""

@@ -1,0 +1,16 @@
+"""What this package registers; imports no torch."""
+
+from t2ialign import hookimpl
+from t2ialign.hookspecs import Register
+from t2ialign_zimage.config import ZImageConfig
+
+
+@hookimpl
+def t2ialign_backends(register: Register) -> None:
+    register(
+        "z-image",
+        "t2ialign_zimage.backend:ZImage",
+        config=ZImageConfig,
+        summary="Z-Image Turbo 6B: rectified flow in about 8 steps",
+        provides={"diffusion", "denoiser", "lora", "differentiable", "multi-step"},
+    )

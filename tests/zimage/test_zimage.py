@@ -1,0 +1,187 @@
+"""Z-Image against the stock pipeline, with tiny random weights of the real classes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from t2ialign_zimage.backend import ZImage
+from t2ialign_zimage.config import ZImageConfig
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+from t2ialign import LoraConfig, UsageError, seeding
+from t2ialign.export import write_lora
+from t2ialign.lora import Adapter
+from t2ialign_solvers.config import OdeConfig
+from t2ialign_solvers.single_step import Euler
+
+WORDS = ["<pad>", "<unk>", "user", ":", "assistant", "a", "red", "blue", "green", "circle", "square", "and"]
+PROMPTS = ["a red circle", "A blue square and a green circle"]
+SAMPLER = Euler(OdeConfig(steps=4))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.normalizer = normalizers.Lowercase()
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant :{% endif %}"
+    )
+    torch.manual_seed(0)
+    text_encoder = Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
+    )
+    transformer = ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=4,
+        dim=32,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[256, 32, 32],
+    )
+    with torch.no_grad():  # the real class starts some parameters uninitialised or at zero
+        for i, parameter in enumerate(transformer.parameters()):
+            if parameter.ndim != 1 or not torch.equal(parameter, torch.ones_like(parameter)):
+                parameter.copy_(0.2 * seeding.normal([i], parameter.shape)[0])
+    vae = AutoencoderKL(
+        block_out_channels=[8, 8],
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    target = tmp_path_factory.mktemp("checkpoints") / "tiny-zimage"
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ZImagePipeline(scheduler, vae, text_encoder, tokenizer, transformer).save_pretrained(target)
+    return target
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("T2IALIGN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def make(folder):
+    def build(**options):
+        options = {"checkpoint": str(folder), "dtype": "float32", "image_size": 32, "max_sequence_length": 32} | options
+        return ZImage(ZImageConfig(**options))
+
+    return build
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(0.0, None), (2.0, None), (1.0, "a green square")])
+def test_image_equals_the_stock_pipeline(make, folder, guidance, negative):
+    backend = make(guidance_scale=guidance, negative_prompt=negative)
+    images = backend.generate(backend.encode(PROMPTS), [5, 6], SAMPLER)
+    pipe = ZImagePipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        list(PROMPTS),
+        negative_prompt=None if negative is None else [negative] * 2,
+        latents=backend.noise([5, 6]),
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        height=32,
+        width=32,
+        max_sequence_length=32,
+        output_type="pt",
+    ).images
+    assert (images - expected).abs().max() < 1e-4
+    assert images.std() > 0.01
+
+
+def test_the_native_grid_of_eight_steps(make):
+    times = make().path.times(8) * 1000
+    expected = torch.tensor([1000, 954.545, 900, 833.333, 750, 642.857, 500, 300, 0])
+    assert torch.allclose(times, expected, atol=1e-3)
+
+
+def test_prompts_are_not_overwritten_by_the_chat_template(make):
+    prompts = list(PROMPTS)
+    assert make().encode(prompts).prompts == tuple(PROMPTS)
+    assert prompts == PROMPTS
+
+
+def test_images_do_not_depend_on_batch_or_order(make):
+    backend = make()
+    conditioning = backend.encode(PROMPTS)
+    whole = backend.generate(conditioning, [1, 2], SAMPLER)
+    single = [backend.generate(conditioning[[i]], [i + 1], SAMPLER) for i in (1, 0)]
+    assert (torch.cat(single) - whole.flip(0)).abs().max() < 1e-5
+
+
+def test_gradients_reach_the_noise(make):
+    backend = make()
+    conditioning = backend.encode(PROMPTS[:1])
+    noise = backend.noise([0]).requires_grad_(True)
+    weight = seeding.normal([1], (3, 32, 32))
+
+    def value(latents):
+        return (backend.generate(conditioning, [0], SAMPLER, noise=latents).double() * weight).sum()
+
+    (gradient,) = torch.autograd.grad(value(noise), noise)
+    direction, step = gradient / gradient.norm(), 1e-3
+    with torch.no_grad():
+        slope = (value(noise + step * direction) - value(noise - step * direction)) / (2 * step)
+    assert math.isclose(slope, gradient.norm(), rel_tol=2e-2)
+
+
+def test_lora_file_gives_the_tuned_images(make, tmp_path):
+    backend = make()
+    conditioning = backend.encode(PROMPTS)
+    base = backend.generate(conditioning, [1, 2], SAMPLER)
+    adapter = Adapter(backend.trainable, LoraConfig(rank=2, alpha=6), backend.config.lora_targets())
+    with torch.no_grad():
+        for i, parameter in enumerate(adapter.parameters().values()):
+            parameter.add_(0.1 * seeding.normal([i], parameter.shape)[0])
+    tuned = backend.generate(conditioning, [1, 2], SAMPLER)
+    assert (tuned - base).abs().max() > 1e-3
+    write_lora(adapter, "transformer", tmp_path / "pytorch_lora_weights.safetensors")
+    fresh = make()
+    fresh.load_lora(tmp_path)
+    assert (fresh.generate(conditioning, [1, 2], SAMPLER) - tuned).abs().max() < 1e-4
+
+
+def test_bfloat16_and_snippet(make, tmp_path, monkeypatch):
+    backend = make(dtype="bfloat16")
+    assert backend.generate(backend.encode(PROMPTS), [1, 2], SAMPLER).isfinite().all()
+    backend = make()
+    write_lora(
+        Adapter(backend.trainable, LoraConfig(rank=1), ["to_q"]),
+        "transformer",
+        tmp_path / "pytorch_lora_weights.safetensors",
+    )
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(backend.snippet().replace("...", "2"), names)
+    assert names["image"].size == (32, 32)
+
+
+def test_odd_latents_are_refused(make):
+    with pytest.raises(UsageError, match="image_size = 30: must be a multiple of 4"):
+        make(image_size=30)
