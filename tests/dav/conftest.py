@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy
 from safetensors.torch import load_file
+from t2ialign_dav import plugin
+from t2ialign_dav.model import Draws, Model
 from torch import nn
 
 import t2ialign
+from t2ialign import plugins
+from t2ialign import spec as specs
 from t2ialign.conditioning import Conditioning
 from t2ialign.parameterisation import to_prediction
-from t2ialign.paths import VPPath
-from t2ialign_dav.model import Draws, Model
+from t2ialign.paths import FlowPath, VPPath
 from t2ialign_solvers.config import DdimConfig
 from t2ialign_solvers.ddim import Ddim
 
@@ -47,7 +51,10 @@ class TinyNet(nn.Module):
 
     def forward(self, x, t, e):
         self.rows_seen += len(x)
-        h = torch.einsum("oc,nchw->nohw", self.W, x) + (self.u * t[:, None] / 1000 + e.mean(1) @ self.V.T)[..., None, None]
+        h = (
+            torch.einsum("oc,nchw->nohw", self.W, x)
+            + (self.u * t[:, None] / 1000 + e.mean(1) @ self.V.T)[..., None, None]
+        )
         return 0.9 * h + 0.1 * torch.tanh(h)
 
 
@@ -133,3 +140,97 @@ class Replay(Draws):
 @pytest.fixture
 def replay():
     return Replay
+
+
+class ToyDenoiser(t2ialign.Denoiser):
+    def __init__(self, net, conditioning):
+        super().__init__(FlowPath(), conditioning)
+        self.net = net
+
+    def predict(self, x, t):
+        text = self.conditioning.tensors["prompt_embeds"]
+        velocity = self.net(torch.cat([x.flatten(1), text, t[:, None]], 1)).view_as(x)
+        return to_prediction("flow_prediction", self.path, x, t, velocity)
+
+    def rows(self, index):
+        return ToyDenoiser(self.net, self.conditioning[index])
+
+
+class ToyDiffusion(toy.ToyBackend):
+    """A small rectified flow: 48 latent numbers, 8 of text and the time through two linear layers; counts its work."""
+
+    def __init__(self, config, device="cpu"):
+        super().__init__(config, device)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(57, 32), nn.Tanh(), nn.Linear(32, 48)).requires_grad_(False)
+        self.forwards = self.decodes = self.backwards = 0
+        self.net.register_forward_hook(self._count)
+
+    def _count(self, module, inputs, output):
+        self.forwards += len(output)
+        if inputs[0].requires_grad:
+            output.register_hook(self._count_backward)
+
+    def _count_backward(self, gradient):
+        self.backwards += len(gradient)
+
+    def denoiser(self, conditioning):
+        return ToyDenoiser(self.net, conditioning)
+
+    def decode(self, latents):
+        self.decodes += len(latents)
+        return super().decode(latents)
+
+
+#: Options of the optimizers under test unless a test gives its own; None leaves one out.
+FAST = {"kind": "dav", "learning_rate": 2e-2}
+
+
+class Lightness(toy.Darkness):
+    """Minus the number of dark pixels: never positive, without a gradient."""
+
+    def score(self, images, prompts):
+        return -super().score(images, prompts)
+
+
+class ToyPlugin:
+    @staticmethod
+    @t2ialign.hookimpl
+    def t2ialign_backends(register):
+        provides = {"diffusion", "denoiser", "lora", "differentiable", "multi-step"}
+        register("toy-diffusion", ToyDiffusion, provides=provides)
+
+    @staticmethod
+    @t2ialign.hookimpl
+    def t2ialign_rewards(register):
+        register("toy-lightness", Lightness)
+
+
+@pytest.fixture
+def dav_spec(toy_spec, tmp_path, monkeypatch):
+    """Write and load a toy spec for our optimizers; keyword arguments replace tables."""
+    import t2ialign_solvers.plugin
+
+    plugins_here = {"toy": toy, "dav": plugin, "solvers": t2ialign_solvers.plugin, "toy-diffusion": ToyPlugin}
+    found = plugins.load([toy.entry_point(name, module) for name, module in plugins_here.items()])
+    monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+
+    def load(optimizer=None, run=None, **tables):
+        tables = {
+            "backend": {"kind": "toy-diffusion", "checkpoint": "some/model", "dtype": "float32", "lora": {"rank": 4}},
+            "sampler": {"kind": "ddim", "steps": 4, "eta": 1.0},
+            "prompts": {"file": "prompts.txt", "per_step": 3, "images_per_prompt": 2},
+            "evaluation": {"images_per_prompt": 4},
+            **tables,
+        }
+        return specs.load(
+            toy_spec(
+                optimizer={k: v for k, v in (FAST | (optimizer or {})).items() if v is not None},
+                run={"steps": 4, "out": str(tmp_path / "runs"), **(run or {})},
+                **tables,
+            )
+        )
+
+    return load

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-
-from t2ialign import Prediction
-from t2ialign.parameterisation import to_prediction
-from t2ialign.distributed import World
 from t2ialign_dav import e_step, m_step, upstream
 from t2ialign_dav.gaussian import log_prob
+
+from t2ialign import Prediction
+from t2ialign.distributed import World
+from t2ialign.parameterisation import to_prediction
 
 
 @pytest.mark.parametrize("steps", [50, 10])
@@ -198,7 +198,9 @@ def test_tree_walk(golden, tiny, replay, name, monkeypatch):
 def test_gradients_of_the_trace(golden, tiny, name):
     kind = TRACES[name][1]
     model = tiny.model(tiny.denoiser(10, kind=kind))
-    for x, t, expected in zip(golden[f"{name}.parent"], golden[f"{name}.parent_t"], golden[f"{name}.grad"], strict=True):
+    for x, t, expected in zip(
+        golden[f"{name}.parent"], golden[f"{name}.parent_t"], golden[f"{name}.grad"], strict=True
+    ):
         gradient, _ = model.value_gradient(x[None], t)
         torch.testing.assert_close(gradient[0], expected, rtol=1e-3, atol=1e-3)
 

@@ -17,6 +17,10 @@ class Cost:
     decodes: int = 0
     backwards: int = 0
 
+    def per(self, trajectories: int) -> Cost:
+        """The cost of one of them."""
+        return Cost(self.forwards // trajectories, self.decodes // trajectories, self.backwards // trajectories)
+
 
 def lockstep(steps: int, stochastic: int, particles: int, initial: int, guided: bool) -> Cost:
     """The search of ``e_step``: every particle's prediction is scored, and the survivor's is used again.

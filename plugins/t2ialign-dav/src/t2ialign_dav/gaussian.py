@@ -26,6 +26,13 @@ def divergence(mean: Tensor, other: Tensor, std: Tensor) -> Tensor:
     return (((mean - other) / std) ** 2 / 2).flatten(1).mean(1)
 
 
+def noise_levels(sampler: StepSampler, path: DiffusionPath, times: Tensor) -> Tensor:
+    """Standard deviation of every step on the time grid, (T,)."""
+    zero = torch.zeros_like(times[:-1])
+    _, std = sampler.transition(path, zero, Prediction(zero, zero), times[:-1], times[1:])
+    return std.expand(zero.shape)
+
+
 def velocity_weights(sampler: StepSampler, path: DiffusionPath, times: Tensor) -> Tensor:
     """What a log-likelihood makes of an error in the network's velocity, for each step: k^2 / (2 std^2), (T,).
 

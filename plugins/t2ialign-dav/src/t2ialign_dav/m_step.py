@@ -65,6 +65,10 @@ class Policy:
         self.denoiser, self.sampler, self.buffer = denoiser, sampler, buffer
         self.times = sampler.times(denoiser.path).to(buffer.x.device)
 
+    @property
+    def trajectories(self) -> int:
+        return len(self.denoiser.conditioning)
+
     def predict(self, rows: Tensor) -> Prediction:
         """The network's prediction where the transitions start."""
         buffer = self.buffer
@@ -95,9 +99,7 @@ class Losses(NamedTuple):
 Objective = Callable[[Tensor], Losses]
 
 
-def likelihood(
-    policy: Policy, reference: Prediction | None, train_kl: float, weight_cap: float | None
-) -> Objective:
+def likelihood(policy: Policy, reference: Prediction | None, train_kl: float, weight_cap: float | None) -> Objective:
     """lambda_t [ -log pi_theta + train_kl KL ] as a function of buffer rows.
 
     Args:

@@ -41,12 +41,16 @@ class Model:
     def path(self) -> DiffusionPath:
         return self.denoiser.path
 
+    def rows(self, index: Sequence[int]) -> Model:
+        """The same model for some of the trajectories; evaluations are counted together."""
+        part = Model(self.denoiser.rows(index), self.decode, self.reward, self.micro_batch)
+        part.cost = self.cost
+        return part
+
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         """(x0, eps), shaped like x: K latents of every trajectory (B, K, *latent)."""
         flat, trajectory = x.flatten(0, 1), self._trajectories(x)
-        parts = [
-            self.denoiser.rows(trajectory[rows])(flat[rows], t) for rows in split(len(flat), self.micro_batch)
-        ]
+        parts = [self.denoiser.rows(trajectory[rows])(flat[rows], t) for rows in split(len(flat), self.micro_batch)]
         self.cost.forwards += len(flat)
         return Prediction(*(torch.cat(tensors).view_as(x) for tensors in zip(*parts, strict=True)))
 
@@ -98,10 +102,14 @@ class Model:
 
 
 class Draws:
-    """The randomness of B trajectories, each a function of its own seed alone."""
+    """The randomness of B trajectories, each a function of its own seed alone, wherever and with whom it is drawn."""
 
     def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.seeds, self.shape, self.device = seeds, tuple(shape), device
+
+    def rows(self, index: Sequence[int]) -> Draws:
+        """The same randomness for some of the trajectories."""
+        return Draws([self.seeds[row] for row in index], self.shape, self.device)
 
     def initial(self, count: int) -> Tensor:
         """Initial noise (B, count, *latent); a single one is that of the seed, as in plain sampling."""

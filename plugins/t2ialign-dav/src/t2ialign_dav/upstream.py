@@ -7,7 +7,7 @@ expanded, which was drawn by importance; with negative ones it is the best of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -140,6 +140,16 @@ class TreeSearch:
     def _predict(self, x: Tensor, t: Tensor) -> Prediction:
         x0, eps = self.model.predict(x[None], t)
         return Prediction(x0[0], eps[0])
+
+
+def search_one_by_one(model: Model, draws: Draws, search: Callable[[Model, Draws], TreeSearch]) -> Trajectories:
+    """Every trajectory of the model, each with a tree of its own."""
+    found = [search(model.rows([row]), draws.rows([row])).run() for row in range(len(draws.seeds))]
+    diagnostics = {name: torch.cat([part.diagnostics[name] for part in found]) for name in found[0].diagnostics}
+    latents, targets, images = (
+        torch.cat([getattr(part, name) for part in found]) for name in ("latents", "targets", "images")
+    )
+    return Trajectories(latents, targets, images, diagnostics)
 
 
 def log_weights(rewards: Tensor, log_ratio: Tensor, tilt: float) -> Tensor:

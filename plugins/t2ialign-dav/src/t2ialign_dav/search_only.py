@@ -1,0 +1,68 @@
+"""DAV's E-step alone: better images at inference, from a frozen model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from t2ialign import Optimizer, State, StepResult
+from t2ialign.conditioning import Conditioning
+from t2ialign.images import save_png
+from t2ialign.problem import Problem
+from t2ialign_dav.config import DavSearchConfig
+from t2ialign_dav.cost import Cost
+from t2ialign_dav.e_step import Trajectories
+from t2ialign_dav.explore import explore, lockstep_search, report, reward_unit, step_sampler
+from t2ialign_dav.model import Draws, Model
+
+
+class DavSearch(Optimizer):
+    """Every step searches the images of the prompts it draws and writes them; nothing is learnt."""
+
+    Config = DavSearchConfig
+
+    def setup(self, problem: Problem) -> None:
+        super().setup(problem)
+        self.sampler = step_sampler(problem)
+
+    @cached_property
+    def unit(self) -> float:
+        """What rewards are divided by before the temperature divides them."""
+        return reward_unit(self.problem, self.config.reward_unit)
+
+    def explore(self, conditioning: Conditioning, seeds: Sequence[int]) -> tuple[Trajectories, Cost]:
+        return explore(self.problem, self.search, conditioning, seeds, self.unit)
+
+    def search(self, model: Model, draws: Draws) -> Trajectories:
+        return lockstep_search(self.config, model, self.sampler, draws)
+
+    def step(self, index: int) -> StepResult:
+        batch = self.problem.draw(index)
+        prompts = batch.conditioning.prompts
+        found, cost = self.explore(batch.conditioning, batch.seeds)
+        if self.problem.output is not None and self.problem.world.is_main:
+            self.problem.output.mkdir(parents=True, exist_ok=True)
+            for row, (image, prompt, seed) in enumerate(zip(found.images, prompts, batch.seeds, strict=True)):
+                file = self.problem.output / f"{index:05d}-{row:04d}.png"
+                save_png(image, file, {"prompt": prompt, "seed": str(seed)})
+        return StepResult(report(self.problem, prompts, found, cost), found.images[:8])
+
+    def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        return self.explore(conditioning, seeds)[0].images
+
+    def state(self) -> State:
+        return State()
+
+    def load_state(self, state: State) -> None:
+        pass
+
+    def export(self, folder: Path) -> None:
+        """The searched images, each with its prompt and seed in the PNG's text."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.problem.output is not None:
+            for file in sorted(self.problem.output.glob("*.png")):
+                shutil.copyfile(file, folder / file.name)
