@@ -148,3 +148,49 @@ def clip_vocabulary() -> Any:
     content = json.loads((GOLDEN / "clip_bpe_subset.json").read_text(encoding="utf-8"))
     merges = [tuple(pair) for pair in content["merges"]]
     return CLIPTokenizer(vocab=content["vocab"], merges=merges, model_max_length=77)
+
+
+def _open_clip_sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """open_clip's description of a model as transformers' sizes."""
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    shared = {"hidden_act": "gelu"}
+    return {
+        "projection_dim": config["embed_dim"],
+        "vision": shared
+        | {
+            "hidden_size": vision["width"],
+            "intermediate_size": 4 * vision["width"],
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["width"] // vision["head_width"],
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+        },
+        "text": shared
+        | {
+            "vocab_size": text["vocab_size"],
+            "hidden_size": text["width"],
+            "intermediate_size": 4 * text["width"],
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "max_position_embeddings": text["context_length"],
+            "eos_token_id": 2,
+        },
+    }
+
+
+@pytest.fixture(scope="session")
+def hps_base(tmp_path_factory: pytest.TempPathFactory, golden: Callable[[str], Golden]) -> Path:
+    """Settings and tokenizer of the model that the golden HPSv2 weights belong to."""
+    sizes = _open_clip_sizes(golden("hpsv2").metadata["config"])
+    return _write_clip_base(tmp_path_factory.mktemp("hps_base"), sizes)
+
+
+@pytest.fixture(scope="session")
+def hps_checkpoint(tmp_path_factory: pytest.TempPathFactory, golden: Callable[[str], Golden]) -> Path:
+    """A folder with both versions in the released form; v2.1 has the opposite image embedding."""
+    folder = tmp_path_factory.mktemp("hps")
+    weights = golden("hpsv2").below("weights.")
+    torch.save({"state_dict": weights}, folder / "HPS_v2_compressed.pt")
+    changed = weights | {"visual.proj": -weights["visual.proj"]}
+    torch.save({"state_dict": changed}, folder / "HPS_v2.1_compressed.pt")
+    return folder

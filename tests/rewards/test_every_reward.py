@@ -9,6 +9,8 @@ from functools import cache
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel
 
 from t2ialign import OptimizerConfig, plugins
 from t2ialign.capabilities import capability_problems
@@ -26,20 +28,18 @@ class TinyImageReward(ImageReward):
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory, golden, clip_folder, pick_folder, write_clip_base, write_tokenizer):
+def options(
+    tmp_path_factory, golden, clip_folder, pick_folder, hps_checkpoint, hps_base, write_clip_base, write_tokenizer
+):
     """kind -> the options that point it at tiny weights."""
     folder = tmp_path_factory.mktemp("weights")
     mps = golden("mps")
     imagereward = golden("imagereward")
     write_tokenizer(folder / "bert", 64, limit=35, begin=1, end=2)
     torch.save(imagereward.below("weights."), folder / "ImageReward.pt")
-    from safetensors.torch import save_file
-
     save_file(mps.below("weights."), folder / "MPS_overall.safetensors")
     base = str(write_clip_base(folder / "mps", mps.metadata["clip"]))
     clip = str(clip_folder)
-    hps = hps_weights(clip_folder)
-    torch.save({"state_dict": hps}, folder / "HPS_v2.1_compressed.pt")
     wide = wide_clip(folder / "wide", write_clip_base)
     return {
         "pickscore": {"model": str(pick_folder)},
@@ -47,7 +47,7 @@ def options(tmp_path_factory, golden, clip_folder, pick_folder, write_clip_base,
         "clip-text": {"model": clip},
         "clip-aesthetic": {"model": clip, "text": PROMPTS[0]},
         "no-artifacts": {"model": clip, "text": PROMPTS[3]},
-        "hps": {"checkpoint": str(folder), "base": clip},
+        "hps": {"checkpoint": str(hps_checkpoint), "base": str(hps_base)},
         "imagereward": {"checkpoint": str(folder / "ImageReward.pt"), "tokenizer": str(folder / "bert")},
         "aesthetic": {"model": wide},
         "mps": {"checkpoint": str(folder), "base": base},
@@ -56,34 +56,8 @@ def options(tmp_path_factory, golden, clip_folder, pick_folder, write_clip_base,
     }
 
 
-def hps_weights(folder):
-    """The tiny CLIP model in open_clip's layout."""
-    from safetensors.torch import load_file
-
-    from t2ialign_rewards import open_clip
-
-    names = {new: old for old, new in {**open_clip._RENAMED, **open_clip._TRANSPOSED}.items()}
-    inside = {new: old for old, new in open_clip._IN_BLOCK.items()}
-    state, thirds = {}, {}
-    for key, value in load_file(folder / "model.safetensors").items():
-        if ".encoder.layers." not in key:
-            state[names.get(key, key)] = value.T.contiguous() if key.endswith("_projection.weight") else value
-            continue
-        tower, rest = key.split("_model.encoder.layers.")
-        layer, rest = rest.split(".", 1)
-        name, kind = rest.rsplit(".", 1)
-        block = f"{'visual.' if tower == 'vision' else ''}transformer.resblocks.{layer}"
-        if name in inside:
-            state[f"{block}.{inside[name]}.{kind}"] = value
-        else:
-            thirds.setdefault(f"{block}.attn.in_proj_{kind}", {})[name[-6]] = value
-    return state | {key: torch.cat([parts[name] for name in "qkv"]) for key, parts in thirds.items()}
-
-
 def wide_clip(folder, write_clip_base):
     """A CLIP with the 768 numbers per image that the aesthetic heads read."""
-    from transformers import CLIPConfig, CLIPModel
-
     layer = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes = {
         "projection_dim": 768,
@@ -164,6 +138,24 @@ def test_gradient_ascent_on_the_pixels_raises_the_score(build, disc, kind, extra
     assert (reward.score(pixels, prompts) > before).all()
 
 
+def test_out_of_memory_halves_the_micro_batch(build, images):
+    reward = build("clipscore", micro_batch=8)
+    expected = reward.score(images, PROMPTS)
+    sizes = []
+
+    def crowded(network, arguments):
+        sizes.append(len(arguments[0]))
+        if len(arguments[0]) > 2:
+            raise torch.OutOfMemoryError
+
+    hook = reward.network.register_forward_pre_hook(crowded)
+    scores = [reward.score(images, PROMPTS) for _ in range(2)]
+    hook.remove()
+    for again in scores:
+        torch.testing.assert_close(again, expected, atol=1e-4, rtol=1e-5)
+    assert sizes == [6, 4, 2, 2, 2, 2, 2, 2]
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_weights_are_frozen(build, images, kind):
     reward = build(kind)
@@ -180,7 +172,7 @@ def test_bfloat16_stays_close(build, images, kind):
     assert (scores - expected).abs().max() < 0.1 * (1 + expected.abs().max())
 
 
-@pytest.mark.parametrize("kind", [*LOCAL, "remote"])
+@pytest.mark.parametrize("kind", [*LOCAL, "remote", "clip-diversity", "random-control"])
 def test_declaration_tells_the_truth(kind):
     declaration = plugins.registry().find("reward", kind)
     target = declaration.load()

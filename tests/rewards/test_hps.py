@@ -26,56 +26,12 @@ def prompts(data, words):
     return [words(ids) for ids in data["input_ids"]]
 
 
-def sizes(config):
-    """open_clip's description of a model as transformers' sizes."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    shared = {"hidden_act": "gelu"}
-    return {
-        "projection_dim": config["embed_dim"],
-        "vision": shared
-        | {
-            "hidden_size": vision["width"],
-            "intermediate_size": 4 * vision["width"],
-            "num_hidden_layers": vision["layers"],
-            "num_attention_heads": vision["width"] // vision["head_width"],
-            "image_size": vision["image_size"],
-            "patch_size": vision["patch_size"],
-        },
-        "text": shared
-        | {
-            "vocab_size": text["vocab_size"],
-            "hidden_size": text["width"],
-            "intermediate_size": 4 * text["width"],
-            "num_hidden_layers": text["layers"],
-            "num_attention_heads": text["heads"],
-            "max_position_embeddings": text["context_length"],
-            "eos_token_id": 2,
-        },
-    }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory, data, write_clip_base):
-    return write_clip_base(tmp_path_factory.mktemp("base"), sizes(data.metadata["config"]))
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, data):
-    """A folder with both versions in the released form."""
-    folder = tmp_path_factory.mktemp("hps")
-    weights = data.below("weights.")
-    torch.save({"state_dict": weights}, folder / "HPS_v2_compressed.pt")
-    changed = weights | {"visual.proj": -weights["visual.proj"]}
-    torch.save({"state_dict": changed}, folder / "HPS_v2.1_compressed.pt")
-    return folder
-
-
 def hps(checkpoint, base, **options):
     return Hps(HpsConfig(**({"version": "v2"} | options), checkpoint=str(checkpoint), base=str(base)))
 
 
-def test_embeddings_and_score(data, checkpoint, base, prompts):
-    reward, images = hps(checkpoint, base), data.images()
+def test_embeddings_and_score(data, hps_checkpoint, hps_base, prompts):
+    reward, images = hps(hps_checkpoint, hps_base), data.images()
     torch.testing.assert_close(
         reward.network.image_embeds(images), normalize(data["image_features"], dim=-1), atol=1e-5, rtol=0
     )
@@ -85,46 +41,46 @@ def test_embeddings_and_score(data, checkpoint, base, prompts):
     torch.testing.assert_close(reward.score(images, prompts), data["score"], atol=1e-5, rtol=0)
 
 
-def test_gradient(data, checkpoint, base, prompts, std):
+def test_gradient(data, hps_checkpoint, hps_base, prompts, std):
     images = data.images().requires_grad_()
-    loss = 1 - hps(checkpoint, base).score(images, prompts)
+    loss = 1 - hps(hps_checkpoint, hps_base).score(images, prompts)
     torch.testing.assert_close(loss.detach(), data["reno.hps_loss"], atol=1e-5, rtol=0)
     (gradient,) = torch.autograd.grad(loss.sum(), images)
     torch.testing.assert_close(gradient * std, data["reno.hps_loss_grad"], atol=1e-5, rtol=1e-4)
 
 
-def test_version_chooses_the_file(data, checkpoint, base, prompts):
-    score = hps(checkpoint, base, version="v2.1").score(data.images(), prompts)
+def test_version_chooses_the_file(data, hps_checkpoint, hps_base, prompts):
+    score = hps(hps_checkpoint, hps_base, version="v2.1").score(data.images(), prompts)
     torch.testing.assert_close(score, -data["score"], atol=1e-5, rtol=0)
 
 
-def test_safetensors_and_a_file_itself(data, tmp_path, base, prompts):
+def test_safetensors_and_a_file_itself(data, tmp_path, hps_base, prompts):
     file = tmp_path / "HPS_v2_compressed.safetensors"
     save_file(data.below("weights."), file)
     for reference in (file, tmp_path):
-        score = hps(reference, base).score(data.images(), prompts)
+        score = hps(reference, hps_base).score(data.images(), prompts)
         torch.testing.assert_close(score, data["score"], atol=1e-5, rtol=0)
 
 
-def test_wrong_weights_are_reported(data, tmp_path, base):
+def test_wrong_weights_are_reported(data, tmp_path, hps_base):
     file = tmp_path / "HPS_v2_compressed.safetensors"
     weights = data.below("weights.")
     weights["visual.transformer.resblocks.0.attn.extra.weight"] = weights.pop("ln_final.bias")
     save_file(weights, file)
     pattern = r"missing \(text_model.final_layer_norm.bias\); 1 unexpected \(visual.transformer.resblocks.0.attn.extra"
     with pytest.raises(UsageError, match=pattern):
-        hps(file, base).score(data.images(), ["t05"] * 3)
+        hps(file, hps_base).score(data.images(), ["t05"] * 3)
 
 
-def test_absent_file_is_named(tmp_path, base):
+def test_absent_file_is_named(tmp_path, hps_base):
     with pytest.raises(UsageError, match=r"HPS_v2_compressed\.safetensors, HPS_v2_compressed\.pt"):
-        hps(tmp_path, base).score(torch.rand(1, 3, 8, 8), ["t05"])
+        hps(tmp_path, hps_base).score(torch.rand(1, 3, 8, 8), ["t05"])
 
 
-def test_pickle_with_more_than_tensors_is_refused(tmp_path, base):
+def test_pickle_with_more_than_tensors_is_refused(tmp_path, hps_base):
     torch.save({"state_dict": {"weight": print}}, tmp_path / "HPS_v2_compressed.pt")
     with pytest.raises(UsageError, match="plain tensors"):
-        hps(tmp_path, base).score(torch.rand(1, 3, 8, 8), ["t05"])
+        hps(tmp_path, hps_base).score(torch.rand(1, 3, 8, 8), ["t05"])
 
 
 def test_unknown_keys_stay_as_they_are():

@@ -136,6 +136,17 @@ def test_partiprompts_names(tmp_path):
         match_prompts(images, file)
 
 
+def test_prompt_file_on_the_command_line(tmp_path, run):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\na dog\n")
+    for name in ("0001_a-dog.png", "0000_a-cat.png"):
+        paint(tmp_path / "images" / name)
+    run(tmp_path / "images", "-r", "jpeg-compressibility", "--prompts", file, "--json", tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [item["prompt"] for item in written["images"]] == ["a cat", "a dog"]
+    assert written["settings"]["prompts"] == str(file)
+
+
 def test_prompts_by_position(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a cat\na dog\n")

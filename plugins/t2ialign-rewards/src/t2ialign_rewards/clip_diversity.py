@@ -27,6 +27,7 @@ class ImageEmbeds(nn.Module):
 class ClipDiversity(NetworkReward):
     """Mean cosine distance 1 - cos of an image to the others of its prompt; its mean is the mean pairwise distance."""
 
+    differentiable = False
     per_prompt = True
     Config = ClipDiversityConfig
 

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from t2ialign.batching import split
+from t2ialign.batching import split, with_oom_retry
 from t2ialign.contracts import Reward
+from t2ialign_rewards.config import NetworkConfig
 
 
 class NetworkReward(Reward):
@@ -22,6 +23,10 @@ class NetworkReward(Reward):
     """
 
     differentiable: ClassVar[bool] = True
+
+    def __init__(self, config: NetworkConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self._micro_batch = config.micro_batch
 
     @abstractmethod
     def load(self) -> nn.Module:
@@ -37,8 +42,13 @@ class NetworkReward(Reward):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         images = images.to(self.device)
-        run = self._on_device()
-        return torch.cat([run(images[rows], prompts[rows]) for rows in split(len(images), self.config.micro_batch)])
+        network = self._on_device()
+
+        def run(micro_batch: int) -> Tensor:
+            return torch.cat([network(images[rows], prompts[rows]) for rows in split(len(images), micro_batch)])
+
+        scores, self._micro_batch = with_oom_retry(run, self._micro_batch)
+        return scores
 
     def _on_device(self) -> Callable[..., Tensor]:
         """The network as a callable on this device.
