@@ -12,7 +12,7 @@ from shapes_training.models import build_autoencoder
 from t2ialign_shapes import detector, judge
 from t2ialign_shapes.render import render
 
-SHORT = Recipe(steps=20, batch=16, learning_rate=2e-3, warmup=5)
+SHORT = Recipe(steps=20, batch=8, learning_rate=2e-3, warmup=5)
 
 
 def mean_losses(stage):
@@ -43,7 +43,7 @@ def test_the_generator_learns():
     frozen = build_autoencoder().eval().requires_grad_(False)
     model = sprint.SanaSprint()
     generator = generator_for("test")
-    prompts, noise, target, weight = sprint.draw_pairs(frozen, 16, False, generator)
+    prompts, noise, target, weight = sprint.draw_pairs(frozen, SHORT.batch, False, generator)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     losses = []
     for _ in range(20):
