@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +63,7 @@ class DiffusersBackend(Backend):
             UsageError: the checkpoint is missing, incomplete or of another pipeline.
         """
         super().__init__(config, device)
+        self._component_configs: dict[str, dict[str, Any]] = {}
         parts = (*self.text_components, self.trained_component, "vae", "scheduler")
         self.folder = open_checkpoint(config.checkpoint, config.revision, self.pipeline_names, parts, self.weightless)
 
@@ -98,8 +98,10 @@ class DiffusersBackend(Backend):
 
     def component_config(self, name: str) -> dict[str, Any]:
         """The JSON settings of a component."""
-        file = f"{name}_config.json" if name in ("scheduler", "tokenizer") else "config.json"
-        return read_json(self.folder / name / file)
+        if name not in self._component_configs:
+            file = f"{name}_config.json" if name in ("scheduler", "tokenizer") else "config.json"
+            self._component_configs[name] = read_json(self.folder / name / file)
+        return self._component_configs[name]
 
     # Text
 
@@ -205,27 +207,29 @@ class DiffusersBackend(Backend):
                 f" '{self.trained_component}.<module>.lora_A.weight' and '….lora_B.weight', not '{names[0]}'"
             )
 
+    def snippet(self) -> str:
+        arguments = "".join(f"    {name}={value!r},\n" for name, value in self.snippet_arguments().items())
+        return f'{self.snippet_loading()}\nimage = pipe(\n    "a prompt",\n{arguments}).images[0]\n'
+
     def snippet_loading(self) -> str:
-        """First lines of a model card's code: the pipeline with the LoRA of the current folder; needs no t2ialign."""
+        """First lines of the snippet: the pipeline with the LoRA of the current folder; needs no t2ialign."""
         reference = self.config.checkpoint
         imports, source = "import torch", repr(reference)
         if reference.startswith("pkg:"):
             package, _, inner = reference.removeprefix("pkg:").partition("/")
-            imports, source = (
-                "import importlib.resources\n\nimport torch",
-                f'importlib.resources.files("{package}") / "{inner}"',
-            )
+            imports = "import importlib.resources\n\nimport torch"
+            source = f'importlib.resources.files("{package}") / "{inner}"'
         return f"""\
 {imports}
 from diffusers import {self.info.pipeline}
 
 pipe = {self.info.pipeline}.from_pretrained({source}, dtype=torch.{self.config.dtype})
-{LORA_LINE}"""
+pipe.load_lora_weights(".")  # the folder of this file"""
 
-    def noise_snippet(self, prompt: str, file: str) -> str:
-        noise = f'latents = load_file({json.dumps(file)})["latents"]'
-        code = self.snippet().replace(LORA_LINE, noise).replace('"a prompt"', f"{json.dumps(prompt)}, latents=latents")
-        return code.replace("\n\npipe = ", "\nfrom safetensors.torch import load_file\n\npipe = ", 1)
+    def snippet_arguments(self) -> dict[str, Any]:
+        """Arguments of the snippet's pipeline call besides the prompt."""
+        height, width = self.info.image_size
+        return {"num_inference_steps": self.config.usual_steps, "height": height, "width": width}
 
     def _load(self, absent: Sequence[str], dtypes: dict[str, str], **components: Any) -> Any:
         """The pipeline with ready-made ``components``, without those in ``absent``; ``dtypes`` by component."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,9 @@ from t2ialign.config import BackendConfig
 
 class DiffusersConfig(BackendConfig):
     """``[backend]`` of a diffusers pipeline."""
+
+    #: Steps in the model card's example.
+    usual_steps: ClassVar[int] = 20
 
     vae_dtype: Literal["float32", "bfloat16"] | None = Field(
         None, description="dtype of the autoencoder; default: the network's, but float32 beside a float16 network"

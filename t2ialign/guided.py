@@ -123,6 +123,10 @@ class GuidedBackend(DiffusersBackend):
         self.negative = self.as_negative(both[[len(prompts)]])
         return both[: len(prompts)]
 
+    def snippet_arguments(self) -> dict[str, Any]:
+        negative = {} if self.config.negative_prompt is None else {"negative_prompt": self.config.negative_prompt}
+        return super().snippet_arguments() | {"guidance_scale": self.config.guidance_scale} | negative
+
     def denoiser(self, conditioning: Conditioning) -> Denoiser:
         negative = self.negative if self.cfg_scale > 1 else None
         return GuidedDenoiser(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from t2ialign.config import Checkpoint
@@ -26,6 +28,7 @@ class SanaTextConfig(DiffusersConfig):
 class SanaSprintConfig(SanaTextConfig):
     """``kind = "sana-sprint"``."""
 
+    usual_steps: ClassVar[int] = 1
     checkpoint: Checkpoint = Field(
         "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
         description="hub id, local folder, or 'pkg:<package>/<path>' of a SanaSprintPipeline",

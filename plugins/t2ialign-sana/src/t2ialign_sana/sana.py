@@ -51,6 +51,3 @@ class Sana(SanaText, GuidedBackend):
             return_dict=False,
         )[0].float()
         return output[:, : x.shape[1]]  # some checkpoints predict a variance too
-
-    def snippet(self) -> str:
-        return self.snippet_call("num_inference_steps=...")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from t2ialign import Denoiser
 from t2ialign.conditioning import Conditioning
 from t2ialign_sana.config import SanaSprintConfig
@@ -18,6 +20,6 @@ class SanaSprint(SanaText):
     def denoiser(self, conditioning: Conditioning) -> Denoiser:
         return SprintDenoiser(self.trainable, conditioning, self.config.guidance_scale, SprintPath())
 
-    def snippet(self) -> str:
+    def snippet_arguments(self) -> dict[str, Any]:
         # The pipeline's default intermediate time is an error for any number of steps but 2.
-        return self.snippet_call("num_inference_steps=1", "intermediate_timesteps=None")
+        return super().snippet_arguments() | {"intermediate_timesteps": None}

@@ -57,17 +57,11 @@ class SanaText(DiffusersBackend):
         )
         return [{"prompt_embeds": embed[mask.bool()]} for embed, mask in zip(embeds, masks, strict=True)]
 
-    def snippet_call(self, *arguments: str) -> str:
-        """The model card's code, with arguments of its own first."""
-        lines = [
-            *arguments,
-            f"guidance_scale={self.config.guidance_scale}",
-            f"height={self.info.image_size[0]}",
-            f"width={self.info.image_size[1]}",
-            "use_resolution_binning=False",
-            f"max_sequence_length={self.max_sequence_length}",
-        ]
-        if not self.config.complex_human_instruction:
-            lines.append("complex_human_instruction=None")
-        body = "".join(f"    {line},\n" for line in lines)
-        return f'{self.snippet_loading()}\nimage = pipe(\n    "a prompt",\n{body}).images[0]\n'
+    def snippet_arguments(self) -> dict[str, Any]:
+        plain = {} if self.config.complex_human_instruction else {"complex_human_instruction": None}
+        return super().snippet_arguments() | {
+            "guidance_scale": self.config.guidance_scale,
+            "use_resolution_binning": False,
+            "max_sequence_length": self.max_sequence_length,
+            **plain,
+        }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from t2ialign.config import Checkpoint
@@ -30,6 +32,7 @@ class Sd15Config(UnetConfig):
 class SdTurboConfig(UnetConfig):
     """``kind = "sd-turbo"``."""
 
+    usual_steps: ClassVar[int] = 1
     checkpoint: Checkpoint = Field("stabilityai/sd-turbo", description=CHECKPOINT_TEXT)
 
 
@@ -43,12 +46,14 @@ class SdxlConfig(UnetConfig):
 class SdxlTurboConfig(UnetConfig):
     """``kind = "sdxl-turbo"``."""
 
+    usual_steps: ClassVar[int] = 1
     checkpoint: Checkpoint = Field("stabilityai/sdxl-turbo", description=CHECKPOINT_TEXT)
 
 
 class HyperSdConfig(UnetConfig):
     """``kind = "hyper-sd"``."""
 
+    usual_steps: ClassVar[int] = 1
     checkpoint: Checkpoint = Field(
         "stabilityai/stable-diffusion-xl-base-1.0", description=f"{CHECKPOINT_TEXT} of all but the UNet's weights"
     )
@@ -59,6 +64,7 @@ class HyperSdConfig(UnetConfig):
 class PixArtDmdConfig(GuidedConfig):
     """``kind = "pixart-dmd"``."""
 
+    usual_steps: ClassVar[int] = 1
     checkpoint: Checkpoint = Field(
         "PixArt-alpha/PixArt-XL-2-1024-MS", description=f"{CHECKPOINT_TEXT} of text encoder and autoencoder"
     )
@@ -89,6 +95,7 @@ class Sd3Config(GuidedConfig):
 class FluxConfig(GuidedConfig):
     """``kind = "flux"``."""
 
+    usual_steps: ClassVar[int] = 4
     checkpoint: Checkpoint = Field("black-forest-labs/FLUX.1-schnell", description=CHECKPOINT_TEXT)
     distilled_guidance: float = Field(
         3.5, ge=0, description="an input of FLUX.1-dev's network; FLUX.1-schnell has none and ignores it"

@@ -74,18 +74,12 @@ class Flux(GuidedBackend):
         )[0].float()
         return pixel_shuffle(output.transpose(1, 2).unflatten(2, (height, width)), 2)
 
-    def snippet(self) -> str:
-        return f"""\
-{self.snippet_loading()}
-image = pipe(
-    "a prompt",
-    num_inference_steps=...,  # as in the run
-    guidance_scale={self.config.distilled_guidance},
-    height={self.info.image_size[0]},
-    width={self.info.image_size[1]},
-    max_sequence_length={self.config.max_sequence_length},
-).images[0]
-"""
+    def snippet_arguments(self) -> dict[str, Any]:
+        return super().snippet_arguments() | {
+            "guidance_scale": self.config.distilled_guidance,
+            "true_cfg_scale": self.config.guidance_scale,
+            "max_sequence_length": self.config.max_sequence_length,
+        }
 
 
 def _positions(height: int, width: int) -> Tensor:

@@ -53,3 +53,20 @@ class HyperSd(StableDiffusionXL):
                 f"backend.network_file: {file} does not fit the UNet of the checkpoint: {error}"
             ) from error
         return {"unet": unet, "scheduler": self.scheduler}
+
+    def snippet_loading(self) -> str:
+        base, student, file = self.config.checkpoint, self.config.network_checkpoint, self.config.network_file
+        return f"""\
+import torch
+from diffusers import LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+
+unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config("{base}", subfolder="unet"))
+unet.load_state_dict(load_file(hf_hub_download("{student}", "{file}")))
+pipe = StableDiffusionXLPipeline.from_pretrained("{base}", unet=unet).to(dtype=torch.{self.config.dtype})
+pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+pipe.load_lora_weights(".")  # the folder of this file"""
+
+    def snippet_arguments(self) -> dict[str, Any]:
+        return super().snippet_arguments() | {"timesteps": [800]}

@@ -93,19 +93,21 @@ class PixArtDmd(GuidedBackend):
         """Attach the exported file with peft: PixArtAlphaPipeline has no ``load_lora_weights``."""
         load_lora_file(self.trainable, folder / LORA_FILE)
 
-    def snippet(self) -> str:
+    def snippet_loading(self) -> str:
+        student = self.config.network_checkpoint
         return f"""\
-from t2ialign.lora_file import load_lora_file
+import torch
 from diffusers import DDPMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from t2ialign.lora_file import load_lora_file  # PixArtAlphaPipeline has no load_lora_weights
 
-# PixArtAlphaPipeline has no load_lora_weights.
-student = "{self.config.network_checkpoint}"
-transformer = PixArtTransformer2DModel.from_pretrained(student, subfolder="transformer")
+transformer = PixArtTransformer2DModel.from_pretrained("{student}", subfolder="transformer")
 load_lora_file(transformer, "{LORA_FILE}")  # of the folder of this file
 pipe = PixArtAlphaPipeline.from_pretrained(
     "{self.config.checkpoint}",
     transformer=transformer,
-    scheduler=DDPMScheduler.from_pretrained(student, subfolder="scheduler"),
+    scheduler=DDPMScheduler.from_pretrained("{student}", subfolder="scheduler"),
 )
-image = pipe("a prompt", timesteps=[400], num_inference_steps=1, guidance_scale=1.0).images[0]
-"""
+pipe.to(dtype=torch.{self.config.dtype})"""
+
+    def snippet_arguments(self) -> dict[str, Any]:
+        return super().snippet_arguments() | {"timesteps": [400], "use_resolution_binning": False}

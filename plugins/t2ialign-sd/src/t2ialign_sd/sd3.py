@@ -66,15 +66,5 @@ class StableDiffusion3(GuidedBackend):
             return_dict=False,
         )[0].float()
 
-    def snippet(self) -> str:
-        return f"""\
-{self.snippet_loading()}
-image = pipe(
-    "a prompt",
-    num_inference_steps=...,  # as in the run
-    guidance_scale={self.config.guidance_scale},
-    height={self.info.image_size[0]},
-    width={self.info.image_size[1]},
-    max_sequence_length={self.config.max_sequence_length},
-).images[0]
-"""
+    def snippet_arguments(self) -> dict[str, Any]:
+        return super().snippet_arguments() | {"max_sequence_length": self.config.max_sequence_length}

@@ -66,19 +66,6 @@ class StableDiffusion(GuidedBackend):
         """What the UNet gets besides the text sequence."""
         return None
 
-    def snippet(self) -> str:
-        guidance = self.config.guidance_scale if self.cfg_scale > 1 else 0.0
-        return f"""\
-{self.snippet_loading()}
-image = pipe(
-    "a prompt",
-    num_inference_steps=...,  # as in the run
-    guidance_scale={guidance},
-    height={self.info.image_size[0]},
-    width={self.info.image_size[1]},
-).images[0]
-"""
-
 
 class StableDiffusionXL(StableDiffusion):
     """StableDiffusionXLPipeline: two text encoders, a pooled embedding and the image size as conditions."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from t2ialign.config import Checkpoint
@@ -11,6 +13,7 @@ from t2ialign.diffusers_config import GuidedConfig
 class ZImageConfig(GuidedConfig):
     """``kind = "z-image"``."""
 
+    usual_steps: ClassVar[int] = 8
     checkpoint: Checkpoint = Field(
         "Tongyi-MAI/Z-Image-Turbo", description="hub id, local folder, or 'pkg:<package>/<path>' of a ZImagePipeline"
     )
