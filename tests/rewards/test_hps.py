@@ -77,10 +77,21 @@ def test_absent_file_is_named(tmp_path, hps_base):
         hps(tmp_path, hps_base).score(torch.rand(1, 3, 8, 8), ["t05"])
 
 
-def test_pickle_with_more_than_tensors_is_refused(tmp_path, hps_base):
-    torch.save({"state_dict": {"weight": print}}, tmp_path / "HPS_v2_compressed.pt")
-    with pytest.raises(UsageError, match="plain tensors"):
+@pytest.mark.parametrize("content", [{"state_dict": {"weight": print}}, {"state_dict": {"weight": 1}}, [1, 2]])
+def test_pickle_with_more_than_tensors_is_refused(tmp_path, hps_base, content):
+    torch.save(content, tmp_path / "HPS_v2_compressed.pt")
+    with pytest.raises(UsageError, match=r"plain tensors|other things than tensors"):
         hps(tmp_path, hps_base).score(torch.rand(1, 3, 8, 8), ["t05"])
+
+
+def test_weights_of_another_size_are_reported(hps_checkpoint, pick_folder):
+    with pytest.raises(UsageError, match=r"of another shape \(.*\[24\] for \[20\]"):
+        hps(hps_checkpoint, pick_folder).score(torch.rand(1, 3, 8, 8), ["t05"])
+
+
+def test_base_without_a_config_is_named(hps_checkpoint, tmp_path):
+    with pytest.raises(UsageError, match=r"has no config\.json"):
+        hps(hps_checkpoint, tmp_path).score(torch.rand(1, 3, 8, 8), ["t05"])
 
 
 def test_unknown_keys_stay_as_they_are():

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPConfig, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from t2ialign.errors import UsageError
 from t2ialign_rewards import weights
 from t2ialign_rewards.affine_head import AffineHead
-from t2ialign_rewards.clip import ClipImages, image_preprocess
+from t2ialign_rewards.clip import ClipImages, clip_config, image_preprocess
 from t2ialign_rewards.config import AestheticConfig
 from t2ialign_rewards.network_reward import NetworkReward
 from t2ialign_rewards.preprocess import Preprocess
@@ -40,7 +40,7 @@ class Aesthetic(NetworkReward):
     def load(self) -> AestheticNetwork:
         config: AestheticConfig = self.config
         folder = weights.model_folder(config.model, config.revision)
-        settings = CLIPConfig.from_pretrained(folder)
+        settings = clip_config(folder)
         settings.vision_config.projection_dim = settings.projection_dim
         clip = weights.from_folder(
             CLIPVisionModelWithProjection,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from t2ialign import checkpoints
+from t2ialign.errors import UsageError
 from t2ialign_rewards import weights
 from t2ialign_rewards.config import ClipConfig, NetworkConfig
 from t2ialign_rewards.preprocess import Preprocess, channel_statistics
@@ -71,6 +72,17 @@ class ClipTower(ClipImages):
         return F.normalize(features[0].float(), dim=-1)
 
 
+def clip_config(folder: Path) -> CLIPConfig:
+    """The sizes of a model in the transformers format.
+
+    Raises:
+        UsageError: the folder has no config.json.
+    """
+    if not (folder / "config.json").is_file():  # transformers would take the sizes of ViT-B/32
+        raise UsageError(f"{folder} has no config.json: is it a model in the transformers format?")
+    return CLIPConfig.from_pretrained(folder)
+
+
 def image_preprocess(config: NetworkConfig, folder: Path, size: int) -> Preprocess:
     """Preprocessing of a model in ``folder`` with the options of ``config``."""
     return Preprocess(size, config.resize, config.interpolation, **channel_statistics(folder))
@@ -87,7 +99,7 @@ def assemble(
 def load_tower(config: ClipConfig) -> ClipTower:
     """The CLIP model, tokenizer and preprocessing that a config names, on the CPU."""
     folder = weights.model_folder(config.model, config.revision)
-    clip = weights.from_folder(CLIPModel, CLIPConfig.from_pretrained(folder), folder, config.dtype)
+    clip = weights.from_folder(CLIPModel, clip_config(folder), folder, config.dtype)
     words = folder if has_tokenizer(folder) else checkpoints.resolve(config.tokenizer, patterns=SETTINGS)
     return assemble(clip, config, folder, words)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from t2ialign import checkpoints
 from t2ialign_rewards import weights
-from t2ialign_rewards.clip import SETTINGS, ClipTower, assemble
+from t2ialign_rewards.clip import SETTINGS, ClipTower, assemble, clip_config
 from t2ialign_rewards.clip_scores import ClipCosine
 from t2ialign_rewards.config import HpsConfig
 from t2ialign_rewards.open_clip import to_transformers
@@ -26,5 +26,5 @@ class Hps(ClipCosine):
         file = weights.find_file(config.checkpoint, config.revision, [f"{stem}.safetensors", f"{stem}.pt"])
         base = checkpoints.resolve(config.base, patterns=SETTINGS)
         state = to_transformers(weights.read_tensors(file))
-        clip = weights.from_state(CLIPModel, CLIPConfig.from_pretrained(base), state, config.dtype, str(file))
+        clip = weights.from_state(CLIPModel, clip_config(base), state, config.dtype, str(file))
         return assemble(clip, config, base, base, open_clip_clean)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPModel
 
 from t2ialign import checkpoints
 from t2ialign_rewards import weights
-from t2ialign_rewards.clip import SETTINGS, image_preprocess
+from t2ialign_rewards.clip import SETTINGS, clip_config, image_preprocess
 from t2ialign_rewards.config import MpsConfig
 from t2ialign_rewards.mps_cross import CrossModel
 from t2ialign_rewards.network_reward import NetworkReward
@@ -110,7 +110,7 @@ class Mps(NetworkReward):
             parts.setdefault(part, {})[name] = value
         weights.require_keys(str(file), (), parts.keys() - {"model", "cross_model"})
         base = checkpoints.resolve(config.base, patterns=SETTINGS)
-        clip = weights.from_state(CLIPModel, CLIPConfig.from_pretrained(base), parts["model"], config.dtype, str(file))
+        clip = weights.from_state(CLIPModel, clip_config(base), parts["model"], config.dtype, str(file))
         cross = CrossModel.from_state(parts["cross_model"], str(file)).to(getattr(torch, config.dtype))
         tokenizer = Tokenizer.load(base, clip.config.text_config.max_position_embeddings)
         preprocess = image_preprocess(config, base, clip.config.vision_config.image_size)

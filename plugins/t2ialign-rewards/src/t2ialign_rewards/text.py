@@ -24,7 +24,6 @@ class Tokenizer:
     Attributes:
         limit: most tokens of a prompt. A longer one loses its tail and keeps its end token; the first time that
             happens is logged.
-        eos: id of the end token.
     """
 
     def __init__(self, tokenizer: Any, limit: int, clean: Callable[[str], str] = str) -> None:

@@ -25,7 +25,7 @@ def model_folder(reference: str, revision: str | None = None) -> Path:
     """Local folder of a model in the transformers format, downloaded on first use.
 
     Raises:
-        UsageError: it is no folder with a config.json and weights.
+        UsageError: it is no folder with weights in that format.
     """
     for patterns in _HUB_PATTERNS:
         folder = checkpoints.resolve(reference, revision, patterns)
@@ -33,8 +33,6 @@ def model_folder(reference: str, revision: str | None = None) -> Path:
             break
     else:
         raise UsageError(f"'{reference}' has no model.safetensors: is it a model in the transformers format?")
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"'{reference}' has no config.json: is it a model in the transformers format?")
     return folder
 
 
@@ -68,8 +66,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
         raise UsageError(f"{file} is no file of plain tensors: {str(error).splitlines()[0]}") from error
-    content = content.get("state_dict", content)
-    if not all(isinstance(value, Tensor) for value in content.values()):
+    content = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UsageError(f"{file} is no state dict: it holds other things than tensors")
     return content
 
@@ -101,12 +99,17 @@ def _load(
     try:
         with _no_progress_bar():
             model, report = model_class.from_pretrained(
-                folder, dtype=getattr(torch, dtype), output_loading_info=True, **arguments
+                folder,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with the rest
+                **arguments,
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"weights of {source} do not fit {model_class.__name__}: {error}") from error
     unexpected = {key for key in report["unexpected_keys"] if not key.startswith(ignore or "\0")}
-    require_keys(source, report["missing_keys"], unexpected)
+    mismatched = [f"{key} {list(found)} for {list(wanted)}" for key, found, wanted in report["mismatched_keys"]]
+    require_keys(source, report["missing_keys"], unexpected, mismatched)
     return model
 
 
@@ -124,7 +127,7 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def require_keys(source: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+def require_keys(source: str, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str] = ()) -> None:
     """Complain about keys.
 
     Raises:
@@ -132,7 +135,11 @@ def require_keys(source: str, missing: Iterable[str], unexpected: Iterable[str])
     """
     problems = [
         f"{len(keys)} {what} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})"
-        for what, keys in (("missing", sorted(missing)), ("unexpected", sorted(unexpected)))
+        for what, keys in (
+            ("missing", sorted(missing)),
+            ("unexpected", sorted(unexpected)),
+            ("of another shape", sorted(misshapen)),
+        )
         if keys
     ]
     if problems:
