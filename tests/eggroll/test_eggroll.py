@@ -131,12 +131,12 @@ def test_ranks_share_the_population(eggroll_spec, population):
     """The scores that two ranks gather are those that one process computes."""
     spec = eggroll_spec({"kind": "eggroll", "population": population})
     alone = ready(spec)
-    alone._prepare()
+    alone.prepare()
     expected = alone._evaluate(0, alone.problem.draw(0))
     box = {}
     for rank in range(2):
         member = ready(spec, Ranks(rank, box))
-        member._prepare()
+        member.prepare()
         found = member._evaluate(0, member.problem.draw(0))
     for name, scores in expected.items():
         assert scores.isfinite().all()
@@ -165,7 +165,7 @@ def test_evaluation_leaves_every_weight_bit_identical(eggroll_spec):
         optimizer = ready(eggroll_spec({**SMALL, "form": form}))
         module = optimizer.problem.adapter.module
         before = {name: p.detach().clone() for name, p in module.named_parameters()}
-        optimizer._prepare()
+        optimizer.prepare()
         optimizer._evaluate(0, optimizer.problem.draw(0))
         for name, p in module.named_parameters():
             assert torch.equal(p, before[name])
@@ -194,7 +194,7 @@ def test_a_constant_reward_makes_no_update_and_warns(eggroll_spec, caplog):
 def test_relative_sigma_is_the_relative_change_of_a_layers_output(eggroll_spec):
     optimizer = ready(eggroll_spec({"kind": "eggroll", "population": 400, "sigma": 0.3}))
     problem = optimizer.problem
-    optimizer._prepare()
+    optimizer.prepare()
     layer = problem.adapter.layers["0"]
     inputs = []
     handle = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
@@ -202,7 +202,7 @@ def test_relative_sigma_is_the_relative_change_of_a_layers_output(eggroll_spec):
     problem.generate(batch.conditioning, batch.seeds)
     handle.remove()
     x = torch.cat(inputs)
-    noise = optimizer._member_noise(0, slice(0, 400))["0.lora_B.weight"].dense()
+    noise = optimizer.member_noise(0, slice(0, 400))["0.lora_B.weight"].dense()
     hidden = x @ layer.lora_A["default"].weight.detach().T
     change = problem.adapter.scaling * torch.einsum("nor,br->nbo", noise, hidden)
     base = layer.base_layer(x)

@@ -63,7 +63,7 @@ class EvolutionStrategy(LoraOptimizer):
 
     @torch.no_grad()
     def step(self, index: int) -> StepResult:
-        self._prepare()
+        self.prepare()
         batch = self.problem.draw(index)
         raw = self._evaluate(index, batch)
         combined = self.problem.rewards.combine(raw, batch.prompt_index)
@@ -74,7 +74,7 @@ class EvolutionStrategy(LoraOptimizer):
         moved, rate = self._update(index, fitness)
         return StepResult(self._metrics(raw, combined, fitness, moved, rate))
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Before the first step of a process: measure scales, refuse layers that do nothing, check the batching."""
         if self.ready:
             return
@@ -83,7 +83,7 @@ class EvolutionStrategy(LoraOptimizer):
             self.scales = dict.fromkeys(self.space.parameters, 1.0)
             if self.config.sigma_scale == "relative":
                 self.scales = self.space.scales(lambda: self.problem.generate(batch.conditioning, batch.seeds))
-        two = self._member_noise(0, slice(0, 2))
+        two = self.member_noise(0, slice(0, 2))
         checks.every_layer_matters(self.problem, self.space, two, batch, self.form)
         if self.form is not None:
             checks.batched_equals_sequential(self.problem, self.space, two, batch, self.form)
@@ -113,7 +113,7 @@ class EvolutionStrategy(LoraOptimizer):
             name: torch.empty(mine.stop - mine.start, images, device=self.device) for name in self.problem.rewards.names
         }
         for rows in split(mine.stop - mine.start, together):
-            perturbations = self._member_noise(index, slice(mine.start + rows.start, mine.start + rows.stop))
+            perturbations = self.member_noise(index, slice(mine.start + rows.start, mine.start + rows.stop))
             for columns in split(images, micro_batch):
                 chunk = Chunk(rows.stop - rows.start, columns.stop - columns.start)
                 part = Rows.of(batch, noise, columns, chunk.members)
@@ -127,7 +127,7 @@ class EvolutionStrategy(LoraOptimizer):
         with space.member(perturbations) if self.form is None else space.population(perturbations, chunk, self.form):
             return self.problem.render(part.conditioning, part.seeds, part.noise)
 
-    def _member_noise(self, index: int, members: slice) -> dict[str, Perturbation]:
+    def member_noise(self, index: int, members: slice) -> dict[str, Perturbation]:
         """sigma E_i of some members, in parameter units."""
         sigma = {name: self.config.sigma * scale for name, scale in self.scales.items()}
         return self.members.draw(self.noise.of(self.seed, index, self.device), members, self.device, sigma)
