@@ -50,9 +50,7 @@ class SearchConfig(OptimizerConfig):
         trajectories = spec.prompts.per_step * spec.prompts.images_per_prompt
         cost = self.cost(spec.sampler_config.evaluations())
         notes = {
-            "forwards per trajectory": str(cost.forwards),
-            "decodes per trajectory": str(cost.decodes),
-            "backwards per trajectory": str(cost.backwards),
+            "each trajectory": f"{cost.forwards} forwards, {cost.decodes} decodes, {cost.backwards} backwards",
         }
         return Plan(spec.run.steps, trajectories, notes)
 
