@@ -114,9 +114,8 @@ def test_released_autoencoders_equal_the_manifests(variant: str, file: str) -> N
     assert shapes(vae) == manifest(file)
 
 
+@pytest.mark.parametrize("golden", ["infinity_tiny"], indirect=True)
 def test_tiny_sizes_equal_the_manifest(golden: SimpleNamespace) -> None:
-    if golden.sizes["vae"]["patchify"]:
-        pytest.skip("the manifest is of the other one")
     assert shapes(golden.transformer) == manifest("infinity_tiny.json", "infinity")
     assert shapes(golden.vae) == manifest("infinity_tiny.json", "vae")
 

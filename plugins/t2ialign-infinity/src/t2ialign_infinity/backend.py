@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,7 @@ from t2ialign_infinity.text import TextEncoder, flatter
 from t2ialign_infinity.transformer import InfinityTransformer
 from t2ialign_infinity.vae import BitVAE, wrapped_names
 from t2ialign_infinity.variants import VARIANTS
-from t2ialign_var.loading import fill, load_lora, read_tensors
+from t2ialign_var.loading import check_depth, fill, load_lora, read_sizes, read_tensors
 
 #: Constants in released files.
 VAE_IGNORED = (r"^quantize[r]?\.lfq\.mask$",)
@@ -52,7 +50,8 @@ class InfinityBackend(Backend):
         )
         self.sizes = {"transformer": variant.transformer, "vae": variant.autoencoder}
         if (folder / "config.json").is_file():
-            self.sizes, names = _read_sizes(folder / "config.json"), ("infinity.safetensors", "vae.safetensors")
+            names = ("infinity.safetensors", "vae.safetensors")
+            self.sizes = read_sizes(folder / "config.json", "transformer", "vae")
         self.files = tuple(folder / name for name in names)
         for file in self.files:
             if not file.exists():
@@ -80,7 +79,7 @@ class InfinityBackend(Backend):
         with torch.device("meta"):
             module = InfinityTransformer(**sizes)
         weights = read_tensors(self.files[0])
-        _check_depth(weights, sizes["depth"], self.files[0].name)
+        check_depth(weights, r"block_chunks\.\d+\.module\.\d+\.", sizes["depth"], self.files[0].name, "backend.variant")
         dtype = getattr(torch, self.config.dtype)
         return fill(module, weights, self.files[0].name, dtype, module.half_precision).to(self.device)
 
@@ -152,17 +151,3 @@ def per_scale(value: float | list[float], count: int) -> list[float]:
     """One number per scale: a single one for all, or a list whose last number goes on."""
     values = value if isinstance(value, list) else [value]
     return (values + values[-1:] * count)[:count]
-
-
-def _read_sizes(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        sizes = json.loads(path.read_text(encoding="utf-8"))
-        return {"transformer": dict(sizes["transformer"]), "vae": dict(sizes["vae"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} must have the tables 'transformer' and 'vae'") from error
-
-
-def _check_depth(weights: dict[str, Tensor], depth: int, file: str) -> None:
-    found = len({tuple(name.split(".")[1:4]) for name in weights if name.startswith("block_chunks.")})
-    if found != depth:
-        raise UsageError(f"{file} has {found} blocks, the model has {depth}: set backend.variant to the checkpoint's")

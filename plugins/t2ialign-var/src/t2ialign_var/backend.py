@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from t2ialign import Backend, BackendInfo, Sampler, UsageError, checkpoints
+from t2ialign import Backend, BackendInfo, Sampler, checkpoints
 from t2ialign.conditioning import Conditioning
 from t2ialign_var.classes import imagenet, read_classes
 from t2ialign_var.config import VarConfig
-from t2ialign_var.loading import fill, load_lora, read_tensors
-from t2ialign_var.sampling import DrawTokens, MixCodes, sample_features
+from t2ialign_var.loading import check_depth, fill, load_lora, read_sizes, read_tensors
+from t2ialign_var.sampling import Choose, DrawTokens, MixCodes, sample_features
 from t2ialign_var.transformer import VarTransformer, released
 from t2ialign_var.vqvae import RELEASED, VQVAE
 
@@ -44,13 +42,16 @@ class VarBackend(Backend):
         folder = checkpoints.resolve(config.checkpoint, config.revision, [*files, "*.json", "*.safetensors"])
         dtype = getattr(torch, config.dtype)
         if (folder / "config.json").is_file():
-            sizes, files = _read_sizes(folder / "config.json"), ("var.safetensors", "vae.safetensors")
+            sizes, files = (
+                read_sizes(folder / "config.json", "transformer", "vqvae"),
+                ("var.safetensors", "vae.safetensors"),
+            )
             self.classes = read_classes(folder / "classes.json", sizes["transformer"]["classes"])
         else:
             sizes = {"transformer": released(config.depth), "vqvae": RELEASED}
             self.classes = imagenet()
         weights = read_tensors(folder / files[0])
-        _check_depth(weights, sizes["transformer"]["depth"], files[0])
+        check_depth(weights, r"blocks\.\d+\.", sizes["transformer"]["depth"], files[0], "backend.depth")
         with torch.device("meta"):
             transformer = VarTransformer(**sizes["transformer"])
             vqvae = VQVAE(sizes["transformer"]["patch_nums"], **sizes["vqvae"])
@@ -97,10 +98,9 @@ class VarBackend(Backend):
         """
         options, quantiser = self.config, self.vqvae.quantize
         noise = self.noise(seeds) if noise is None else noise
+        choose: Choose = DrawTokens(quantiser, noise, options.top_k, options.top_p)
         if options.more_smooth:
-            choose: Any = MixCodes(quantiser, seeds, options.top_k, options.top_p)
-        else:
-            choose = DrawTokens(quantiser, noise, options.top_k, options.top_p)
+            choose = MixCodes(quantiser, seeds, options.top_k, options.top_p)
         labels = conditioning.tensors["class_id"]
         return self.vqvae.decode(sample_features(self.transformer, quantiser, labels, options.guidance_scale, choose))
 
@@ -120,17 +120,3 @@ var = VarBackend(VarConfig(checkpoint={config.checkpoint!r}, depth={config.depth
 var.load_lora(Path("."))  # the folder of this file
 images = var.generate(var.encode([{self.classes.names[0]!r}]), seeds=[0])  # (1, 3, H, W) in [0, 1]
 """
-
-
-def _read_sizes(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        sizes = json.loads(path.read_text(encoding="utf-8"))
-        return {"transformer": dict(sizes["transformer"]), "vqvae": dict(sizes["vqvae"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} must have the tables 'transformer' and 'vqvae'") from error
-
-
-def _check_depth(weights: dict[str, Tensor], depth: int, file: str) -> None:
-    found = len({name.split(".")[1] for name in weights if name.startswith("blocks.")})
-    if found != depth:
-        raise UsageError(f"{file} has {found} blocks, the model has {depth}: set backend.depth to the checkpoint's")

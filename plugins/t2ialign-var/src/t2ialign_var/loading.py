@@ -7,7 +7,7 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -107,6 +107,34 @@ def fill(
     }
     module.load_state_dict(stored, assign=True)
     return module.eval().requires_grad_(False)
+
+
+def read_sizes(path: Path, *tables: str) -> dict[str, dict[str, Any]]:
+    """Hyper-parameters of a checkpoint of one's own: the named tables of its ``config.json``.
+
+    Raises:
+        UsageError: no JSON, or a table is missing.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {table: dict(content[table]) for table in tables}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} must have the tables {' and '.join(tables)}") from error
+
+
+def check_depth(tensors: Mapping[str, Tensor], block: str, depth: int, source: str, option: str) -> None:
+    """Compare the number of transformer blocks before names are compared, since the remedy is known.
+
+    Args:
+        block: regular expression of a block's prefix.
+        option: the key of the spec that decides the depth.
+
+    Raises:
+        UsageError: they differ.
+    """
+    found = len({match[0] for name in tensors if (match := re.match(block, name))})
+    if found != depth:
+        raise UsageError(f"{source} has {found} blocks, the model has {depth}: set {option} to the checkpoint's")
 
 
 def load_lora(module: nn.Module, folder: Path, prefix: str = "transformer") -> None:
