@@ -87,7 +87,7 @@ def model_card(problem: Problem, difference: float, change: float) -> str:
     held_out = ", ".join(r.name for r in spec.rewards if not r.mix.weight) or "none"
     hub_id = f"base_model: {info.base_model}\n" if "/" in info.base_model and ":" not in info.base_model else ""
     return f"""---
-library_name: diffusers
+library_name: {"diffusers" if info.pipeline else "t2ialign"}
 {hub_id}tags: [lora, text-to-image, t2ialign]
 ---
 
