@@ -57,20 +57,17 @@ class RewardMix:
         Raises:
             RewardError: a score is not finite and the spec does not say to drop such samples.
         """
-        scores: dict[str, Tensor] = {}
-        for part in self.rewards:
-            if optimised_only and part.mix.weight == 0:
-                continue
-            chunks = [
-                part.reward.score(images[rows], list(prompts[rows]))
-                for rows in split(len(images), micro_batch or len(images))
-            ]
-            values = torch.cat(chunks).float()
-            if values.shape != (len(images),):
-                raise RewardError(f"reward '{part.name}' returned shape {tuple(values.shape)} for {len(images)} images")
-            self._check(part.name, values, images, prompts)
-            scores[part.name] = values
-        return scores
+        wanted = [part for part in self.rewards if part.mix.weight != 0 or not optimised_only]
+        chunks: dict[str, list[Tensor]] = {part.name: [] for part in wanted}
+        for rows in split(len(images), micro_batch or len(images)):
+            chunk, texts = images[rows], list(prompts[rows])  # one tensor for all: rewards may share work on it
+            for part in wanted:
+                values = part.reward.score(chunk, texts).float()
+                if values.shape != (len(chunk),):
+                    raise RewardError(f"reward '{part.name}' gave shape {tuple(values.shape)} for {len(chunk)} images")
+                self._check(part.name, values, chunk, texts)
+                chunks[part.name].append(values)
+        return {name: torch.cat(values) for name, values in chunks.items()}
 
     def compare(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Scores (B,) of the rewards that compare the images of one prompt; NaN where an image is alone.

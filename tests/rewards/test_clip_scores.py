@@ -149,3 +149,42 @@ def test_missing_and_left_over_weights_are_reported(data, tmp_path, write_clip):
 def test_folder_without_a_model(tmp_path):
     with pytest.raises(UsageError, match=r"no model\.safetensors"):
         clipscore(tmp_path).score(torch.rand(1, 3, 32, 32), ["t05"])
+
+
+@pytest.fixture
+def pair(clip_folder):
+    """Two rewards on one tower, and how often its image side ran."""
+    first = clipscore(clip_folder, revision="shared")
+    second = ClipScore(ClipAestheticConfig(model=str(clip_folder), revision="shared"))
+    calls: list[int] = []
+    handle = first.network.vision_model.register_forward_hook(lambda *_: calls.append(1))
+    yield first, second, calls
+    handle.remove()
+
+
+def test_rewards_of_one_model_embed_a_batch_once(data, prompts, pair):
+    first, second, calls = pair
+    images = data.images()
+    alone = second.score(images.clone(), prompts)
+    calls.clear()
+    first.score(images, prompts)
+    torch.testing.assert_close(second.score(images, prompts), alone, atol=0, rtol=0)
+    assert len(calls) == 1
+
+
+def test_a_changed_or_new_batch_is_embedded_again(data, prompts, pair):
+    first, _, calls = pair
+    images = data.images()
+    before = first.score(images, prompts)
+    images.mul_(0.5)
+    assert not torch.equal(first.score(images, prompts), before)
+    first.score(images.clone(), prompts)
+    assert len(calls) == 3
+
+
+def test_rewards_of_one_model_have_gradients_of_their_own(data, prompts, pair):
+    first, second, _ = pair
+    images = data.images().requires_grad_()
+    for reward in (first, second):
+        reward.score(images, prompts).sum().backward()  # would fail if the two shared a graph
+    assert images.grad.abs().sum() > 0

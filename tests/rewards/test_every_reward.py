@@ -148,8 +148,8 @@ def test_out_of_memory_halves_the_micro_batch(build, images):
         if len(arguments[0]) > 2:
             raise torch.OutOfMemoryError
 
-    hook = reward.network.register_forward_pre_hook(crowded)
-    scores = [reward.score(images, PROMPTS) for _ in range(2)]
+    hook = reward.network.vision_model.register_forward_pre_hook(crowded)
+    scores = [reward.score(images.clone(), PROMPTS) for _ in range(2)]
     hook.remove()
     for again in scores:
         torch.testing.assert_close(again, expected, atol=1e-4, rtol=1e-5)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import ReferenceType, WeakValueDictionary, ref
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,21 @@ from t2ialign_rewards.text import Tokenizer, has_tokenizer
 CACHED_PROMPTS = 4096
 #: What a hub repository is asked for when only its settings and tokenizer are needed.
 SETTINGS = ("*.json", "*.txt")
+
+
+class LastResult:
+    """The result for the last tensor, while that very tensor is alive and unchanged."""
+
+    def __init__(self) -> None:
+        self._last: tuple[ReferenceType[Tensor], int, Tensor] | None = None
+
+    def recall(self, tensor: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """``compute()``, or what it gave when it was last asked about this same tensor."""
+        if tensor.is_inference():  # such tensors do not count their changes
+            return compute()
+        if self._last is None or self._last[0]() is not tensor or self._last[1] != tensor._version:
+            self._last = (ref(tensor), tensor._version, compute())
+        return self._last[2]
 
 
 class ClipImages(nn.Module):
@@ -53,6 +68,7 @@ class ClipTower(ClipImages):
         self.text_projection = clip.text_projection
         self.logit_scale: float = clip.logit_scale.float().exp().item()
         self.tokenizer = tokenizer
+        self.last_images = LastResult()
         self._cached_text_embed = lru_cache(maxsize=CACHED_PROMPTS)(self._text_embed)
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from t2ialign_rewards.clip import ClipTower, shared_tower
@@ -12,10 +13,20 @@ from t2ialign_rewards.network_reward import NetworkReward
 
 
 class ClipCosine(NetworkReward):
-    """Cosine of image and prompt."""
+    """Cosine of image and prompt. Rewards that share a tower share its image embeddings, too."""
 
     def load(self) -> ClipTower:
         return shared_tower(self.config, self.device)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if self.config.offload or (images.requires_grad and torch.is_grad_enabled()):
+            return super().score(images, prompts)  # a shared graph could be freed by another reward's backward pass
+        tower: ClipTower = self.network
+        embeds = tower.last_images.recall(images, lambda: self._embed(images.to(self.device)))
+        return (embeds * tower.text_embeds(prompts)).sum(dim=-1)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self._in_micro_batches(lambda rows: self.network.image_embeds(images[rows]), len(images))
 
 
 class PickScore(ClipCosine):

@@ -43,12 +43,16 @@ class NetworkReward(Reward):
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         images = images.to(self.device)
         network = self._on_device()
+        return self._in_micro_batches(lambda rows: network(images[rows], prompts[rows]), len(images))
+
+    def _in_micro_batches(self, call: Callable[[slice], Tensor], count: int) -> Tensor:
+        """``call`` on slices of ``count`` images, joined; a micro-batch that does not fit is halved."""
 
         def run(micro_batch: int) -> Tensor:
-            return torch.cat([network(images[rows], prompts[rows]) for rows in split(len(images), micro_batch)])
+            return torch.cat([call(rows) for rows in split(count, micro_batch)])
 
-        scores, self._micro_batch = with_oom_retry(run, self._micro_batch)
-        return scores
+        result, self._micro_batch = with_oom_retry(run, self._micro_batch)
+        return result
 
     def _on_device(self) -> Callable[..., Tensor]:
         """The network as a callable on this device.
