@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ def vp_path(scheduler: Any, t_start: float | None = None) -> VPPath:
     ours.set_timesteps(1)
     start = ours.scale_model_input(torch.ones(1), ours.timesteps[0]) * float(ours.init_noise_sigma)
     path = VPPath(scheduler.alphas_cumprod, t_start, unit_prior=bool((start - 1).abs() < 1e-6))
-    path.grid = lambda steps: _grid(path, scheduler, steps)
+    path.grid = cache(lambda steps: _grid(path, scheduler, steps))
     path.scheduler_config = dict(scheduler.config)
     return path
 
@@ -35,7 +36,7 @@ def flow_path(scheduler: Any, own_grid: bool, shift: float | None = None) -> Flo
     least = getattr(scheduler, "sigma_min", None)
     path = FlowPath(shift or static, 1e-3 if least is None else float(least), config.num_train_timesteps)
     if own_grid:
-        path.grid = lambda steps: _grid(path, scheduler, steps)
+        path.grid = cache(lambda steps: _grid(path, scheduler, steps))
     path.scheduler_config = dict(config)
     return path
 

@@ -25,7 +25,7 @@ def to_prediction(kind: str, path: DiffusionPath, x: Tensor, t: Tensor, output: 
     Raises:
         ValueError: an unknown kind.
     """
-    alpha, sigma = _coefficients(path, x, t)
+    alpha, sigma = path.coefficients(t.reshape(-1, *(1,) * (x.ndim - 1)))
     if kind == "epsilon":
         return Prediction((x - sigma * output) / alpha, output)
     if kind == "sample":
@@ -51,14 +51,8 @@ def to_output(kind: str, path: DiffusionPath, t: Tensor, prediction: Prediction)
     if kind == "sample":
         return x0
     if kind == "v_prediction":
-        alpha, sigma = _coefficients(path, x0, t)
+        alpha, sigma = path.coefficients(t.reshape(-1, *(1,) * (x0.ndim - 1)))
         return alpha * eps - sigma * x0
     if kind == "flow_prediction":
         return eps - x0
     raise ValueError(f"prediction type '{kind}' is none of epsilon, sample, v_prediction, flow_prediction")
-
-
-def _coefficients(path: DiffusionPath, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha(t) and sigma(t), shaped to multiply x."""
-    column = t.reshape(-1, *(1,) * (x.ndim - 1))
-    return path.alpha(column), path.sigma(column)

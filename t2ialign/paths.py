@@ -45,6 +45,10 @@ class DiffusionPath(ABC):
     def sigma(self, t: Tensor) -> Tensor:
         """Noise coefficient at t."""
 
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha(t) and sigma(t) together."""
+        return self.alpha(t), self.sigma(t)
+
     @abstractmethod
     def time(self, v: Tensor) -> Tensor:
         """The time at which ``variable`` is v."""
@@ -172,7 +176,11 @@ class VPPath(DiffusionPath):
         return torch.exp(self._log_alpha_at(t))
 
     def sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(-torch.expm1(2 * self._log_alpha_at(t)))
+        return self.coefficients(t)[1]
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha = self._log_alpha_at(t)
+        return torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
 
     def time(self, v: Tensor) -> Tensor:
         table = self._table(v)
