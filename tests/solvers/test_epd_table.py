@@ -13,7 +13,8 @@ from t2ialign.paths import FlowPath
 from t2ialign_solvers.config import Dpm2Config, EpdConfig
 from t2ialign_solvers.epd import Epd
 from t2ialign_solvers.single_step import Dpm2
-from t2ialign_solvers.table import SolverTable, load_table, symmetric_table
+from t2ialign_solvers.starts import arithmetic_table, levers, symmetric_table
+from t2ialign_solvers.table import SolverTable, load_table
 
 SHAPE = (2, 2, 2)
 
@@ -61,14 +62,15 @@ def sample(table=None, tilt=(0.0, 0.5), rows=(0, 1), **options):
     return sampler.sample(denoiser, seeding.normal(rows, SHAPE)), denoiser
 
 
-def test_file_round_trip(tmp_path):
-    table = random_table()
-    table.save(tmp_path / "table.json")
-    loaded = load_table(str(tmp_path / "table.json"))
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_file_round_trip(tmp_path, suffix):
+    table, file = random_table(), str(tmp_path / f"table.{suffix}")
+    table.save(tmp_path / f"table.{suffix}")
+    loaded = load_table(file)
     assert torch.equal(loaded.positions, table.positions)
     assert torch.equal(loaded.scale_time, table.scale_time)
     assert (loaded.schedule, loaded.rho, loaded.info) == ("polynomial", 5.0, {"source": "random"})
-    config = EpdConfig(table=str(tmp_path / "table.json"), steps=99, points=9)
+    config = EpdConfig(table=file, steps=99, points=9)
     assert config.evaluations() == (1 + 3) * 4
     expected, _ = sample(table)
     denoiser = Curved(torch.tensor([0.0, 0.5]))
@@ -111,6 +113,24 @@ def test_start_table():
     many = symmetric_table(2, 8).positions
     assert ((many > 0) & (many < 1)).all()
     assert (many.diff(dim=-1) > 0.1).all()
+
+
+def test_the_arithmetic_start_is_second_order_everywhere():
+    knots = torch.tensor([14.6, 1.0, 0.34, 0.03])
+    for points in (1, 2, 3):
+        table = arithmetic_table(knots, points)
+        assert torch.allclose(levers(table, knots), torch.full((3,), 0.5), atol=1e-5)
+    thirds = knots[2] + (knots[3] - knots[2]) * torch.tensor([1, 2]) / 3
+    r = arithmetic_table(knots, 2).positions[2]
+    assert torch.allclose(knots[2] ** (1 - r) * knots[3] ** r, thirds, atol=1e-5)
+    assert levers(symmetric_table(3, 2), knots)[2] > 0.7  # the published start is far from it where ratios are large
+
+
+def test_a_native_grid_keeps_its_step_to_zero_for_to_zero():
+    """The table's rows are used, all of them, whatever the model's own grid ends with."""
+    for to_zero in (False, True):
+        _, denoiser = sample(steps=4, start="arithmetic", to_zero=to_zero)
+        assert denoiser.evaluations == EpdConfig(steps=4, to_zero=to_zero).evaluations() == 12 + to_zero
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -96,7 +97,13 @@ class EpdConfig(OdeConfig):
     """``kind = "epd"``."""
 
     table: Annotated[str | None, CHECKPOINT] = Field(
-        None, description="solver table (JSON); it decides steps, points and schedule. Default: a symmetric start table"
+        None,
+        description="solver table (JSON or safetensors); it decides steps, points and schedule. Default: a start table",
+    )
+    start: Literal["symmetric", "arithmetic"] = Field(
+        "symmetric",
+        description="without a table: probes around the geometric middle of every interval, as published, or at its"
+        " arithmetic thirds (K = 2), which is second-order accurate",
     )
     steps: int = Field(10, ge=1, description="intervals, without a table")
     points: int = Field(2, ge=1, description="parallel probes per interval, without a table")
@@ -110,9 +117,19 @@ class EpdConfig(OdeConfig):
     def evaluations(self) -> int:
         steps, points = self.steps, self.points
         if self.table is not None and (path := local_path(self.table)) is not None:
-            positions = json.loads(path.read_text(encoding="utf-8"))["positions"]
-            steps, points = len(positions), len(positions[0])
+            steps, points = table_shape(path)
         return (1 + points) * steps + self.to_zero - self.afs
+
+
+def table_shape(path: Path) -> tuple[int, int]:
+    """Intervals and probes of a solver table's file, without torch."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        steps, points = header["positions"]["shape"]
+        return steps, points
+    positions = json.loads(path.read_text(encoding="utf-8"))["positions"]
+    return len(positions), len(positions[0])
 
 
 class DiffusersConfig(SamplerConfig):

@@ -13,7 +13,8 @@ from t2ialign.paths import DiffusionPath
 from t2ialign_solvers import schedules
 from t2ialign_solvers.config import EpdConfig
 from t2ialign_solvers.ode import Ode, OdeSampler, adams_bashforth, column
-from t2ialign_solvers.table import SolverTable, load_table, symmetric_table
+from t2ialign_solvers.starts import arithmetic_table, symmetric_table
+from t2ialign_solvers.table import SolverTable, load_table
 
 
 class Epd(OdeSampler):
@@ -22,18 +23,45 @@ class Epd(OdeSampler):
     Config = EpdConfig
 
     @cached_property
-    def table(self) -> SolverTable:
-        if self.config.table is None:
-            return symmetric_table(self.config.steps, self.config.points, self.config.schedule, self.config.rho)
-        return load_table(self.config.table)
+    def table(self) -> SolverTable | None:
+        """The given table; None for a start table, which may depend on the path."""
+        return None if self.config.table is None else load_table(self.config.table)
+
+    def with_table(self, table: SolverTable) -> Epd:
+        """The same sampler with another table, or one table per image."""
+        other = type(self)(self.config, self.device)
+        other.table = table
+        return other
+
+    def table_on(self, path: DiffusionPath) -> SolverTable:
+        """The table that sampling on a path uses."""
+        if self.table is not None:
+            return self.table
+        config = self.config
+        start = symmetric_table(config.steps, config.points, config.schedule, config.rho)
+        if config.start == "symmetric":
+            return start
+        knots = self.grid(path, start)[: config.steps + 1]
+        return arithmetic_table(knots, config.points, config.schedule, config.rho)
 
     def knots(self, path: DiffusionPath) -> Tensor:
-        table, to_zero = self.table, self.config.to_zero
-        options = {"steps": table.steps + to_zero, "schedule": table.schedule, "rho": table.rho}
-        return schedules.knots(self.config.model_copy(update=options), path)
+        return self.grid(path, self.table_on(path))
+
+    def grid(self, path: DiffusionPath, table: SolverTable) -> Tensor:
+        """The table's N + 1 positive knots, and 0 behind them for ``to_zero``.
+
+        A native grid that ends at 0 is the one of N + 1 steps: its last step is that to 0.
+        """
+        options = {"steps": table.steps + 1, "schedule": table.schedule, "rho": table.rho, "to_zero": True}
+        knots = schedules.knots(self.config.model_copy(update=options), path)
+        if knots[-1] > 0:
+            knots = torch.cat(
+                [schedules.knots(self.config.model_copy(update=options | {"steps": table.steps}), path), torch.zeros(1)]
+            )
+        return knots if self.config.to_zero else knots[:-1]
 
     def integrate(self, ode: Ode, y: Tensor, knots: Tensor) -> Tensor:
-        return integrate_table(ode, y, knots, self.table, self.config.probes_per_call)
+        return integrate_table(ode, y, knots, self.table_on(ode.path), self.config.probes_per_call)
 
 
 def integrate_table(

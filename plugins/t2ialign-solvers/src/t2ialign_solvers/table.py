@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from t2ialign import UsageError
+from t2ialign import UsageError, files
 from t2ialign.checkpoints import local_path
 
 FORMAT = "t2ialign-solver-table/1"
@@ -62,13 +64,20 @@ class SolverTable:
         """Probes K."""
         return self.positions.shape[-1]
 
+    def rows(self, rows: slice | Tensor) -> SolverTable:
+        """The tables of some images, for a table per image."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _TENSORS})
+
     def save(self, path: Path) -> None:
-        """Write JSON."""
-        content: dict[str, Any] = {"format": FORMAT} | {name: getattr(self, name) for name in _SETTINGS}
-        content |= {name: getattr(self, name).tolist() for name in _TENSORS}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        """Write a ``.json`` or ``.safetensors`` file; float32 values come back exactly."""
+        settings: dict[str, Any] = {"format": FORMAT} | {name: getattr(self, name) for name in _SETTINGS}
+        if path.suffix == ".safetensors":
+            temporary = path.with_suffix(".tmp")
+            tensors = {name: getattr(self, name).contiguous().clone() for name in _TENSORS}
+            save_file(tensors, temporary, metadata={"table": json.dumps(settings)})
+            temporary.replace(path)
+        else:
+            files.write_json(path, settings | {name: getattr(self, name).tolist() for name in _TENSORS})
 
 
 _TENSORS = ("positions", "weights", "scale_dir", "scale_time")
@@ -76,7 +85,7 @@ _SETTINGS = ("probe_order", "schedule", "rho", "info")
 
 
 def load_table(reference: str) -> SolverTable:
-    """A table from a JSON file, given by path or ``pkg:<package>/<path>``.
+    """A float32 table from a JSON or safetensors file, given by path or ``pkg:<package>/<path>``.
 
     Raises:
         UsageError: no such file, or not a table.
@@ -85,25 +94,20 @@ def load_table(reference: str) -> SolverTable:
     if path is None or not path.is_file():
         raise UsageError(f"sampler.table = '{reference}': no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_json(path)
         if content.get("format") != FORMAT:
             raise ValueError(f"its format is not '{FORMAT}'")
-        values: dict[str, Any] = {name: content[name] for name in _SETTINGS}
-        values |= {name: torch.tensor(content[name], dtype=torch.float32) for name in _TENSORS}
-        return SolverTable(**values)
-    except (ValueError, KeyError, TypeError) as error:
+        return SolverTable(**{name: content[name] for name in (*_TENSORS, *_SETTINGS)})
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(f"sampler.table = '{reference}' is no solver table: {error}") from error
 
 
-def symmetric_table(
-    steps: int, points: int, schedule: str = "native", rho: float | None = None, spread: float = 0.33
-) -> SolverTable:
-    """The usual start: probes symmetric around the geometric middle, equal weights, no scales.
+def _read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content | {name: torch.tensor(content[name], dtype=torch.float32) for name in _TENSORS if name in content}
 
-    r_k = 1/2 + (k - (K - 1) / 2) spread, kept inside (0, 1) for many probes.
-    """
-    spread = min(spread, 0.98 / max(points - 1, 1))
-    offsets = torch.arange(points) - (points - 1) / 2
-    positions = (0.5 + offsets * spread).expand(steps, points).clone()
-    ones = torch.ones_like(positions)
-    return SolverTable(positions, ones / points, ones, ones.clone(), schedule=schedule, rho=rho)
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as stream:
+        settings = json.loads((stream.metadata() or {})["table"])
+        return settings | {name: stream.get_tensor(name) for name in _TENSORS}
