@@ -1,0 +1,40 @@
+"""The stochastic sampler of Flow-GRPO (arXiv 2505.05470) for rectified flows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from t2ialign import Prediction, StepSampler, UsageError
+from t2ialign.paths import DiffusionPath, FlowPath
+from t2ialign_dav.config import FlowSdeConfig
+
+
+class FlowSde(StepSampler):
+    """Euler-Maruyama steps of the SDE that has the flow's marginals (eq. 9), with velocity v and step h = s - t < 0:
+
+        b = a sqrt(t / (1 - t))
+        mean = x + (v + b^2 / (2 t) (x + (1 - t) v)) h,    std = b sqrt(-h)
+
+    At t = 1, where b is infinite, 1 - t is taken at the end of the step.
+    """
+
+    Config = FlowSdeConfig
+
+    def times(self, path: DiffusionPath) -> Tensor:
+        """The checkpoint's own grid.
+
+        Raises:
+            UsageError: the model is no rectified flow.
+        """
+        if not isinstance(path, FlowPath):
+            raise UsageError("sampler.kind = 'flow-sde' needs a rectified flow; 'ddim' with eta > 0 serves any model")
+        return path.times(self.config.steps)
+
+    def transition(
+        self, path: DiffusionPath, x: Tensor, prediction: Prediction, t: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        velocity, step = prediction.eps - prediction.x0, s - t
+        variance = self.config.noise**2 * t / (1 - torch.where(t == 1, s, t))
+        drift = velocity + variance / (2 * t) * (x + (1 - t) * velocity)
+        return x + drift * step, torch.sqrt(-variance * step)
