@@ -1,0 +1,1 @@
+"""PPO on the tables of few-step solvers (EPD, arXiv 2507.14797)."""

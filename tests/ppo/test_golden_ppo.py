@@ -1,0 +1,164 @@
+"""The policy's and PPO's mathematics against numbers of the published code, in float64."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from t2ialign_ppo import ppo
+from t2ialign_ppo.distributions import Draws
+from t2ialign_ppo.policy import Policy, simplices
+
+from t2ialign_solvers.starts import published_table
+from t2ialign_solvers.table import SolverTable
+
+FILE = Path(__file__).parents[1] / "golden/epd_ppo.safetensors"
+GOLDEN = load_file(FILE)
+with safe_open(FILE, "pt") as stream:
+    CONFIG = json.loads(stream.metadata()["config"])
+
+
+def close(found, name, tolerance=1e-10):
+    torch.testing.assert_close(found.detach(), GOLDEN[name], rtol=tolerance, atol=tolerance)
+
+
+def table_of(prefix):
+    parts = ("positions", "weights", "scale_dir", "scale_time")
+    ones = torch.ones_like(GOLDEN[f"{prefix}.positions"])
+    return SolverTable(*(GOLDEN.get(f"{prefix}.{part}", ones) for part in parts))
+
+
+@pytest.fixture
+def policy():
+    """The recorded policy, before its updates."""
+    made = Policy(
+        table_of("cold"),
+        CONFIG["concentration"],
+        scale_dir="log-normal",
+        scale_time="log-normal",
+        scale_std=CONFIG["scale_std"],
+        width=CONFIG["hidden_dim"],
+        blocks=CONFIG["num_layers"],
+    )
+    before = {k.removeprefix("policy.before."): v for k, v in GOLDEN.items() if k.startswith("policy.before.")}
+    for name in [name for name in before if name.startswith("base_")]:
+        torch.testing.assert_close(made.get_buffer(name), before[name], rtol=1e-6, atol=1e-6)  # stored as float32
+    made.load_state_dict(before)
+    return made
+
+
+@pytest.fixture
+def draws():
+    return Draws(*(GOLDEN[f"sample.{part}"] for part in ("segments", "weights", "scale_dir", "scale_time")))
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDEN if re.match(r"init\..*\.positions", name)])
+def test_published_start_tables(name):
+    points, knots, centre, spread, slope = re.match(r"init\.K(\d)\.N(\d+)\.rb(.*)\.re(.*)\.we(.*)\.pos", name).groups()
+    first = 0.7 if centre == "0.9" else None
+    table = published_table(
+        int(knots) - 1,
+        int(points),
+        centre=float(centre),
+        spread=float(spread),
+        first_weight=first,
+        weight_slope=float(slope),
+    )
+    close(table.positions.double(), name, 1e-7)  # tables are float32
+    close(table.weights.double(), name.replace("positions", "weights"), 1e-7)
+
+
+def test_the_mean_starts_at_the_table():
+    cold = table_of("cold")
+    segments, weights = simplices(cold)
+    close(segments, "cold.segments")
+    close(CONFIG["concentration"] * segments, "cold.alpha_pos")
+    close(CONFIG["concentration"] * weights, "cold.alpha_weight")
+    kinds = {"scale_dir": "bounded", "scale_time": "bounded", "scale_bound": 0.5}
+    for options in ({}, {"scale_dir": "log-normal"}, kinds):
+        mean = Policy(cold, 20.0, **options)().mean
+        torch.testing.assert_close(mean.segments[:, :-1].cumsum(-1), cold.positions, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(mean.weights, cold.weights, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mean.scale_dir, cold.scale_dir, rtol=1e-12, atol=1e-12)
+
+
+def test_degenerate_rows_become_even():
+    segments, weights = simplices(table_of("cold_bad"))
+    close(CONFIG["concentration"] * segments, "cold_bad.alpha_pos")
+    close(CONFIG["concentration"] * weights, "cold_bad.alpha_weight")
+
+
+def test_policy_outputs(policy):
+    distribution = policy()
+    close(distribution.segments.concentration, "policy.out.alpha_pos")
+    close(distribution.weights.concentration, "policy.out.alpha_weight")
+    for name, scales in (("dir", distribution.scale_dir), ("time", distribution.scale_time)):
+        close(scales.distribution.loc, f"policy.out.scale_{name}_loc")
+        close(scales.distribution.scale.log(), f"policy.out.scale_{name}_log_std")
+        close(scales.mean, f"policy.mean.scale_{name}")
+    close(distribution.mean.segments[:, :-1].cumsum(-1), "policy.mean.positions")
+    close(distribution.mean.weights, "policy.mean.weights")
+    close(distribution.entropy(), "policy.entropy")
+    close(distribution.kl(policy.start()), "policy.kl_to_base")
+    assert torch.equal(policy.start().kl(policy.start()), torch.zeros(CONFIG["num_steps"] - 1, dtype=torch.float64))
+
+
+def test_densities_of_recorded_tables(policy, draws):
+    log_prob = policy().log_prob(draws)
+    close(log_prob, "sample.log_prob_step")
+    close(log_prob.sum(-1), "sample.log_prob")
+    table = draws.table(table_of("cold"))
+    close(table.positions.double(), "sample.positions", 1e-6)
+
+
+def test_advantages():
+    rewards, k = GOLDEN["adv.rewards"], CONFIG["rloo_k"]
+    everyone = torch.ones(len(rewards), dtype=torch.bool)
+    own = ppo.leave_one_out(rewards.view(-1, k)).flatten()
+    close(own, "adv.same_prompt_rloo.raw")
+    close(ppo.whiten(own, everyone), "adv.same_prompt_rloo.normalized")
+    mixed = ppo.leave_one_out(rewards.view(k, -1).T).T.flatten()  # what the published code does
+    close(mixed, "adv.upstream_mixed.raw")
+    close(ppo.whiten(mixed, everyone), "adv.upstream_mixed.normalized")
+    close(ppo.whiten(ppo.leave_one_out(rewards.view(-1, 1)).flatten(), everyone), "adv.k1.normalized")
+
+
+def test_samples_without_a_reward_count_for_nothing():
+    rewards = torch.tensor([[1.0, torch.nan, 3.0], [2.0, 2.0, torch.nan]])
+    advantages = ppo.leave_one_out(rewards)
+    assert torch.equal(advantages, torch.tensor([[-2.0, 0.0, 2.0], [0.0, 0.0, 0.0]]))
+    white = ppo.whiten(advantages, ~rewards.isnan())
+    assert white[0, 1] == 0
+    assert white[~rewards.isnan()].std(correction=0).item() == pytest.approx(1)
+    assert torch.equal(ppo.whiten(rewards, torch.zeros(2, 3, dtype=torch.bool)), torch.zeros(2, 3))
+
+
+def test_two_consecutive_updates(policy, draws):
+    solver = torch.optim.AdamW(policy.parameters(), lr=CONFIG["learning_rate"], weight_decay=0.0)
+    advantages, old = GOLDEN["adv.upstream_mixed.normalized"], GOLDEN["ppo.old_log_prob"]
+    for j, index in enumerate(GOLDEN["ppo.permutation"].split(4)):
+        distribution = policy()
+        part = ppo.loss(
+            distribution,
+            policy.start(),
+            draws.rows(index),
+            old[index],
+            advantages[index],
+            CONFIG["clip_range"],
+            CONFIG["kl_coef"],
+            CONFIG["entropy_coef"],
+        )
+        close(distribution.log_prob(draws.rows(index)).sum(-1), f"ppo.mb{j}.new_log_prob")
+        for name, value in (("loss", part.total), ("policy_loss", part.policy), ("kl", part.kl), ("ratio", part.ratio)):
+            close(value, f"ppo.mb{j}.{name}")
+        outside = (GOLDEN[f"ppo.mb{j}.ratio_per_sample"] - 1).abs() > CONFIG["clip_range"]
+        assert part.clipped.item() == outside.double().mean().item()
+        close(ppo.update(policy, solver, part, CONFIG["max_grad_norm"]), f"ppo.mb{j}.grad_norm")
+        for name, parameter in policy.named_parameters():
+            close(parameter.grad, f"ppo.mb{j}.grad_clipped.{name}")
+            close(parameter, f"policy.after{j}.{name}", 1e-9)
