@@ -13,16 +13,16 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from t2ialign import Backend, LoraConfig, Sampler, UsageError, seeding
+from t2ialign.export import write_lora
+from t2ialign.lora import Adapter
 from t2ialign_sd import config as configs
 from t2ialign_sd.flux import Flux
 from t2ialign_sd.hyper_sd import HyperSd
 from t2ialign_sd.pixart import PixArtDmd
 from t2ialign_sd.sd3 import StableDiffusion3
 from t2ialign_sd.unet import StableDiffusion, StableDiffusionXL
-
-from t2ialign import Backend, LoraConfig, Sampler, UsageError, seeding
-from t2ialign.export import write_lora
-from t2ialign.lora import Adapter
 from t2ialign_solvers.config import DdimConfig, OdeConfig, OneStepConfig, TwoStageConfig
 from t2ialign_solvers.ddim import Ddim
 from t2ialign_solvers.multistep import DpmSolverPlusPlus2M

@@ -7,8 +7,6 @@ import math
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from t2ialign_zimage.backend import ZImage
-from t2ialign_zimage.config import ZImageConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
@@ -17,6 +15,8 @@ from t2ialign.export import write_lora
 from t2ialign.lora import Adapter
 from t2ialign_solvers.config import OdeConfig
 from t2ialign_solvers.single_step import Euler
+from t2ialign_zimage.backend import ZImage
+from t2ialign_zimage.config import ZImageConfig
 
 WORDS = ["<pad>", "<unk>", "user", ":", "assistant", "a", "red", "blue", "green", "circle", "square", "and"]
 PROMPTS = ["a red circle", "A blue square and a green circle"]
