@@ -21,7 +21,7 @@ import torch
 
 from t2ialign import plugins
 from t2ialign import spec as specs
-from t2ialign.problem import assemble, load_optimizer
+from t2ialign.problem import assemble
 from t2ialign_dav.explore import explore
 
 KINDS = {"lock-step": "dav", "published": "dav-upstream"}

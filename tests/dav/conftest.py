@@ -6,8 +6,6 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file
-from t2ialign_dav import plugin
-from t2ialign_dav.model import Draws, Model
 from torch import nn
 
 import t2ialign
@@ -16,6 +14,8 @@ from t2ialign import spec as specs
 from t2ialign.conditioning import Conditioning
 from t2ialign.parameterisation import to_prediction
 from t2ialign.paths import FlowPath, VPPath
+from t2ialign_dav import plugin
+from t2ialign_dav.model import Draws, Model
 from t2ialign_solvers.config import DdimConfig
 from t2ialign_solvers.ddim import Ddim
 

@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
-from t2ialign_dav.cost import lockstep, tree
+from safetensors.torch import load_file
 
 from t2ialign import SpecError, runner
 from t2ialign.distributed import World
 from t2ialign.problem import assemble, load_optimizer
 from t2ialign.progress import Display
+from t2ialign_dav.cost import lockstep, tree
+from t2ialign_dav.optimizer import Loop
 
 QUIET = Display(quiet=True)
 LIGHT = [{"kind": "toy-lightness"}, {"kind": "toy-variety", "weight": 0.0}]
@@ -199,3 +201,28 @@ def test_the_unit_makes_the_scale_of_a_reward_irrelevant(dav_spec):
     for one, other in zip(*lines, strict=True):
         assert other.pop("reward/r") == pytest.approx(64 * one.pop("reward/r"), rel=1e-4)
         assert other == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dav", "dav-upstream"])
+def test_a_run_that_crashes_and_resumes_equals_one_that_does_not(dav_spec, kind, monkeypatch):
+    tables = {"run": {"checkpoint_every": 2}, "sampler": NOISY}
+    whole = runner.start(dav_spec({"kind": kind}, **tables), QUIET)
+    step, calls = Loop.step, []
+
+    def fragile(self, index):
+        calls.append(index)
+        if calls.count(3) == 1 and index == 3:
+            raise KeyboardInterrupt
+        return step(self, index)
+
+    monkeypatch.setattr(Loop, "step", fragile)
+    spec = dav_spec({"kind": kind}, **tables)
+    with pytest.raises(KeyboardInterrupt):
+        runner.start(spec, QUIET)
+    broken = whole.path.with_name(f"{whole.path.name}-2")
+    runner.resume(broken, QUIET)
+    assert calls == [0, 1, 2, 3, 2, 3]
+    for file in ("metrics.jsonl", "evaluation/scores.jsonl"):
+        assert (broken / file).read_bytes() == (whole.path / file).read_bytes()
+    expected, found = (load_file(run / "export" / "pytorch_lora_weights.safetensors") for run in (whole.path, broken))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from t2ialign_dav import e_step
-from t2ialign_dav.model import Draws, Model
 
 import t2ialign
 from t2ialign.conditioning import Conditioning
 from t2ialign.paths import FlowPath
+from t2ialign_dav import e_step
+from t2ialign_dav.model import Draws, Model
 
 
 class OneStep(t2ialign.StepSampler):

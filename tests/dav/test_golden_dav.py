@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from t2ialign_dav import e_step, m_step, upstream
-from t2ialign_dav.gaussian import log_prob
 
 from t2ialign import Prediction
 from t2ialign.distributed import World
 from t2ialign.parameterisation import to_prediction
+from t2ialign_dav import e_step, m_step, upstream
+from t2ialign_dav.gaussian import log_prob
 
 
 @pytest.mark.parametrize("steps", [50, 10])

@@ -1,0 +1,63 @@
+"""DAV on the shapes world's Stable Diffusion: the spec that is shipped, at a size for tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from t2ialign import runner
+from t2ialign import spec as specs
+from t2ialign.checkpoints import package_path
+from t2ialign.progress import Display
+from t2ialign_solvers.config import DdimConfig
+from t2ialign_solvers.ddim import Ddim
+
+SPEC = Path(__file__).parents[2] / "specs" / "dav-shapes.toml"
+SMALL = [
+    "run.steps=2",
+    "prompts.per_step=2",
+    "sampler.steps=4",
+    "optimizer.learning_rate=1e-2",
+    "evaluation.limit=6",
+]
+PROMPTS = ["a red circle", "a blue square and a green triangle", "three yellow circles", "a purple square"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    return runner.start(specs.load(SPEC, [*SMALL, f'run.out="{out}"']), Display(quiet=True)).path
+
+
+def test_diversity_and_held_out_rewards_are_reported_everywhere(finished):
+    names = {"clip", "shapes-exact", "shapes-graded", "diversity"}
+    summary = json.loads((finished / "evaluation" / "summary.json").read_text())
+    assert set(summary["paired"]["tuned"]) == names
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert {name for name in lines[0] if name.startswith("reward/")} == {f"reward/{name}" for name in names}
+    assert all(line["reward/diversity"] > 0 for line in lines)
+
+
+def test_the_export_loads_in_a_script_that_knows_only_diffusers(finished, tmp_path):
+    """With the deterministic sampler, so that there is one right picture."""
+    _, problem, _ = runner.restore(finished, display=Display(quiet=True))
+    guidance = problem.spec.backend_config.guidance_scale
+    script, out = Path(__file__).with_name("plain_stable_diffusion.py"), tmp_path / "images.safetensors"
+    checkpoint = package_path(problem.spec.backend_config.checkpoint)
+    arguments = [checkpoint, finished / "export", out, 10, guidance, 5, *PROMPTS]
+    subprocess.run([sys.executable, str(script), *map(str, arguments)], check=True, timeout=300)
+    plain = load_file(out)
+
+    conditioning, sampler = problem.backend.encode(PROMPTS), Ddim(DdimConfig(steps=10))
+    with torch.no_grad():
+        tuned = problem.backend.generate(conditioning, [5, 6, 7, 8], sampler)
+        with problem.base():
+            base = problem.backend.generate(conditioning, [5, 6, 7, 8], sampler)
+    assert (plain["tuned"] - tuned).abs().max() < 1e-4
+    assert (plain["base"] - base).abs().max() < 1e-4
+    assert (plain["tuned"] - plain["base"]).abs().max() > 1e-3
