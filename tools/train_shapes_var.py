@@ -42,16 +42,16 @@ PATCH_NUMS = [1, 2, 4, 8]
 SIZES: dict[str, dict[str, Any]] = {
     "transformer": {
         "patch_nums": PATCH_NUMS,
-        "codes": 256,
+        "codes": 512,
         "code_channels": 8,
         "classes": len(CLASSES),
         "depth": 4,
         "width": 64,
         "heads": 4,
     },
-    "vqvae": {"codes": 256, "z_channels": 8, "ch": 16, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "norm_groups": 4},
+    "vqvae": {"codes": 512, "z_channels": 8, "ch": 16, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "norm_groups": 4},
 }
-TOKENIZER = Recipe(steps=900, batch=32, learning_rate=3e-3, weight_decay=0.0, warmup=30, evaluate_every=300)
+TOKENIZER = Recipe(steps=900, batch=32, learning_rate=3e-3, weight_decay=0.0, warmup=30, evaluate_every=150)
 TRANSFORMER = Recipe(
     steps=1500, batch=64, learning_rate=3e-3, betas=(0.9, 0.95), warmup=100, ema=0.99, evaluate_every=500
 )
@@ -59,6 +59,8 @@ CONTRAST = (0.3, 1.0)
 DROP_CLASS = 0.1
 COMMITMENT = 0.25
 REVIVE_EVERY = 20
+CONTINUOUS = 350
+"""Steps of the tokenizer before it quantises."""
 CARD = """\
 ---
 license: apache-2.0
@@ -116,29 +118,39 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.vqvae = VQVAE(PATCH_NUMS, **SIZES["vqvae"])
         codebook = self.vqvae.quantize.embedding.weight
-        nn.init.normal_(codebook, std=0.5)
+        nn.init.normal_(codebook)
         self.register_buffer("usage", torch.zeros(len(codebook)))
 
     def loss(self, step: int, generator: torch.Generator) -> Tensor:
-        """Reconstruction, codebook and commitment (VQ-VAE, arXiv 1711.00937, eq. 3) at every scale."""
+        """First a plain autoencoder, so that features carry the picture; then through the codes."""
         images, _ = draw_images(TOKENIZER.batch, CONTRAST[0], 1.0, generator)
         features = self.vqvae.features(images)
-        quantiser = self.vqvae.quantize
-        # Quantise a detached copy: codes learn from it, the encoder learns through the straight-through estimate.
-        steps = list(quantiser.steps(features.detach()))
-        codebook = torch.stack([F.mse_loss(s.features, features.detach()) for s in steps]).mean()
-        commitment = torch.stack([F.mse_loss(features, s.features.detach()) for s in steps]).mean()
-        passed = features + (steps[-1].features - features).detach()
+        if step < CONTINUOUS:
+            noise = torch.randn(features.shape, generator=generator)
+            std, mean = torch.std_mean(features, (0, 2, 3))
+            passed, regulariser = features + 0.1 * noise, 0.02 * (mean.square() + (std - 1).square()).mean()
+        else:
+            passed, regulariser = self._quantise(step, features, generator)
         error = self.vqvae.pixels(passed) - (2 * images - 1)
-        self._revive(step, torch.cat([s.tokens.flatten() for s in steps]), features.detach(), generator)
-        return error.abs().mean() + 2 * error.square().mean() + codebook + COMMITMENT * commitment
+        return error.abs().mean() + 2 * error.square().mean() + regulariser
+
+    def _quantise(self, step: int, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Quantised features with the gradient passed straight through, and the losses of codes and encoder.
+
+        As in VQ-VAE (arXiv 1711.00937, eq. 3), codes at every scale; the encoder commits to the last one only, since
+        coarse scales cannot follow it.
+        """
+        if (step - CONTINUOUS) % REVIVE_EVERY == 0 and step < TOKENIZER.steps * 0.7:
+            self._revive(features.detach(), generator)
+        steps = list(self.vqvae.quantize.steps(features.detach()))
+        self.usage += torch.bincount(torch.cat([s.tokens.flatten() for s in steps]), minlength=len(self.usage))
+        codes = torch.stack([F.mse_loss(s.features, features.detach()) for s in steps]).mean()
+        commitment = F.mse_loss(features, steps[-1].features.detach())
+        return features + (steps[-1].features - features).detach(), codes + COMMITMENT * commitment
 
     @torch.no_grad()
-    def _revive(self, step: int, tokens: Tensor, features: Tensor, generator: torch.Generator) -> None:
-        """Now and then move codes that nothing used to random residuals, so that the codebook does not die out."""
-        self.usage += torch.bincount(tokens, minlength=len(self.usage))
-        if (step + 1) % REVIVE_EVERY or step > TOKENIZER.steps * 0.7:
-            return
+    def _revive(self, features: Tensor, generator: torch.Generator) -> None:
+        """Move codes that nothing used of late (at first: all) to random residuals, so that no code is wasted."""
         quantiser = self.vqvae.quantize
         before = torch.zeros_like(features)
         residuals = []
