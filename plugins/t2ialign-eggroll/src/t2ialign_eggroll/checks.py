@@ -56,20 +56,27 @@ def member_images(
 
 
 def every_layer_matters(
-    problem: Problem, space: Space, noise: Mapping[str, Perturbation], batch: Batch, form: Form | None
+    problem: Problem,
+    space: Space,
+    noise: Mapping[str, Perturbation],
+    batch: Batch,
+    form: Form | None,
+    micro_batch: int,
 ) -> None:
     """Perturb one layer at a time, each in a member of its own; the image must differ from the centre's.
 
     Args:
         noise: a member's perturbation (the first of the stack).
         form: how to evaluate; None one member at a time.
+        micro_batch: images in one forward.
 
     Raises:
         UsageError: names the layers without effect.
     """
     layers = list(dict.fromkeys(layer_of(name) for name in noise))
     dead: list[str] = []
-    for part in split(len(layers), max(1, problem.micro_batch - 2)):
+    form = form if micro_batch > 2 else None
+    for part in split(len(layers), max(1, micro_batch - 2)):
         probed = layers[part]
         chunk = Chunk(len(probed) + 2, 1)  # the first and the last member are the centre: their difference is rounding
         own = {}
@@ -102,7 +109,7 @@ def batched_equals_sequential(
     Raises:
         T2IAlignError: they differ by more than rounding.
     """
-    chunk = Chunk(2, min(2, len(batch.seeds)))
+    chunk = Chunk(2, min(2, len(batch.seeds), problem.micro_batch // 2))
     batched = member_images(problem, space, noise, chunk, batch, form).float()
     single = member_images(problem, space, noise, chunk, batch, None).float()
     effect = (single[0] - single[1]).abs().mean().item()

@@ -84,8 +84,13 @@ class EvolutionStrategy(LoraOptimizer):
             if self.config.sigma_scale == "relative":
                 self.scales = self.space.scales(lambda: self.problem.generate(batch.conditioning, batch.seeds))
         two = self.member_noise(0, slice(0, 2))
-        checks.every_layer_matters(self.problem, self.space, two, batch, self.form)
-        if self.form is not None:
+        _, self.problem.micro_batch = with_oom_retry(
+            lambda micro_batch: checks.every_layer_matters(
+                self.problem, self.space, two, batch, self.form, micro_batch
+            ),
+            self.problem.micro_batch,
+        )
+        if self.form is not None and self.problem.micro_batch > 1:
             checks.batched_equals_sequential(self.problem, self.space, two, batch, self.form)
         self.ready = True
 
@@ -197,10 +202,11 @@ class EvolutionStrategy(LoraOptimizer):
         self.scales = dict(state.values["scales"])
         for name, parameter in self.space.parameters.items():
             parameter.data.copy_(state.tensors[name])
-            for key, value in state.tensors.items():
-                if key.startswith("solver.") and key.endswith(f".{name}"):
-                    slot = key.removeprefix("solver.").removesuffix(f".{name}")
-                    self.solver.state[parameter][slot] = value.to(parameter.device if value.ndim else "cpu").clone()
+        for key, value in state.tensors.items():
+            if key.startswith("solver."):
+                _, slot, name = key.split(".", 2)
+                parameter = self.space.parameters[name]
+                self.solver.state[parameter][slot] = value.to(parameter.device if value.ndim else "cpu").clone()
 
 
 @dataclass(frozen=True)
