@@ -76,6 +76,10 @@ class DiffusersBackend(Backend):
             module.to(self.device).eval().requires_grad_(False)
             if part in self.config.gradient_checkpointing:
                 recompute_blocks(module)
+        if self.config.vae_slicing:
+            pipeline.vae.enable_slicing()
+        if self.config.vae_tiling:
+            pipeline.vae.enable_tiling()
         return pipeline
 
     def own_components(self) -> dict[str, Any]:

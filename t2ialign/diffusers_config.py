@@ -18,6 +18,10 @@ class DiffusersConfig(BackendConfig):
     vae_dtype: Literal["float32", "bfloat16"] | None = Field(
         None, description="dtype of the autoencoder; default: the network's, but float32 beside a float16 network"
     )
+    vae_slicing: bool = Field(False, description="decode one image at a time: less memory, the same images")
+    vae_tiling: bool = Field(
+        False, description="decode large images in overlapping tiles: much less memory, faint differences at the seams"
+    )
     gradient_checkpointing: list[Literal["network", "decoder"]] = Field(
         [],
         description="parts that compute their blocks' activations again in the backward pass instead of keeping them",

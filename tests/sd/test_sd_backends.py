@@ -305,6 +305,19 @@ def test_bfloat16_and_float16_rules(name, build):
     assert half.encode(PROMPTS[:1]).tensors["prompt_embeds"].dtype is torch.float32
 
 
+def test_slicing_and_tiling_change_memory_not_images(build, shared):
+    case, backend = CASES["sd-turbo"], shared("sd-turbo")
+    latents = backend.noise(SEEDS)
+    images = backend.decode(latents)
+    assert (make(case, build, vae_slicing=True).decode(latents) - images).abs().max() < 1e-5
+    tiled = make(case, build, vae_tiling=True)
+    assert tiled.pipeline.vae.use_tiling
+    tiled.pipeline.vae.tile_latent_min_size = 12
+    tiled.pipeline.vae.tile_sample_min_size = 24
+    difference = (tiled.decode(latents) - images).abs()
+    assert 0 < difference.mean() < 0.05
+
+
 def test_text_encoders_are_never_beside_the_network(build, monkeypatch):
     backend = make(CASES["sdxl"], build)
     load = type(backend)._load
