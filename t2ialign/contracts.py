@@ -8,13 +8,15 @@ Capability words
                differentiable (images have gradients with respect to latents and LoRA),
                one-step | multi-step (what its checkpoint was trained for; may be both)
     sampler    one-step | multi-step, stochastic (gives transitions), table (driven by a solver table), differentiable
-    reward     differentiable, per-prompt (compares the images of one prompt)
+    reward     differentiable, per-prompt (compares the images of one prompt),
+               reference (compares with the image that another sampler draws from the same noise)
+    optimizer  references (can optimise such a reward)
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path as FilePath
@@ -70,6 +72,21 @@ class Reward(Part, ABC):
         """
 
 
+class ReferenceReward(Reward):
+    """A score against a reference image: the base model's, drawn from the same noise by another sampler.
+
+    Its options have ``sampler``, that sampler's table, and it is registered with provides={"reference"}. Every
+    evaluation measures it; only optimizers that provide "references" can optimise it.
+    """
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise TypeError(f"{type(self).__name__} compares with reference images; only runs can score it")
+
+    @abstractmethod
+    def agree(self, images: Tensor, references: Tensor) -> Tensor:
+        """Scores (B,), float32, of images (B, 3, H, W) in [0, 1] against their references of the same shape."""
+
+
 class Prediction(NamedTuple):
     """What a denoiser says at (x_t, t): x_t = alpha(t) x0 + sigma(t) eps. Both float32 (B, *latent_shape)."""
 
@@ -85,7 +102,10 @@ class Denoiser(ABC):
     Attributes:
         path: alpha, sigma, the time grid and the solver's integration variable.
         evaluations: network evaluations per row so far (classifier-free guidance counts once).
+        watchers: told the rows of every network call of every denoiser; see ``t2ialign.counting``.
     """
+
+    watchers: ClassVar[list[Callable[[int], None]]] = []
 
     def __init__(self, path: DiffusionPath, conditioning: Conditioning) -> None:
         self.path = path
@@ -102,6 +122,8 @@ class Denoiser(ABC):
         import torch
 
         self.evaluations += 1
+        for watch in self.watchers:
+            watch(len(x))
         times = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(x.shape[0])
         return self.predict(x.float(), times)
 

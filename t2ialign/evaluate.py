@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from t2ialign import files, images, seeding
 from t2ialign.batching import split
 from t2ialign.conditioning import Conditioning
 from t2ialign.contracts import Optimizer
+from t2ialign.counting import counting
 from t2ialign.problem import Problem
 
 Generate = Callable[[Conditioning, Sequence[int]], Tensor]
 Scores = dict[str, Tensor]
+Cost = dict[str, float]
 PAIRS = 8
 
 
@@ -77,7 +80,9 @@ def score(
         part = conditioning[[row_of[prompt] for prompt in prompts]]
         batch = generate(part, seeds)
         # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
-        scores = problem.rewards.score(batch, part.prompts) | problem.rewards.compare(batch, part.prompts)
+        references = problem.references(part, seeds)
+        scores = problem.rewards.score(batch, part.prompts, references=references)
+        scores |= problem.rewards.compare(batch, part.prompts, references)
         parts.append({name: values.cpu() for name, values in scores.items()})
         if folder is not None:
             for offset, image in enumerate(batch):
@@ -110,6 +115,14 @@ def summarise(scores: dict[str, Scores], prompt_index: Tensor, names: Sequence[s
     return summary
 
 
+@torch.no_grad()
+def cost(problem: Problem, generate: Generate, wanted: Items) -> Cost:
+    """Network evaluations of one image, counted while it is drawn, and how many of them wait for each other."""
+    with counting() as count:
+        generate(problem.backend.encode(wanted.prompts[:1]), wanted.seeds[:1])
+    return {"evaluations": count.rows, "depth": count.calls}
+
+
 def _paired(base: Tensor, other: Tensor, prompt_index: Tensor) -> dict[str, Any]:
     difference, se = _mean_and_se(other - base, prompt_index)
     wins = (other > base).double() + 0.5 * (other == base).double()
@@ -134,9 +147,17 @@ def _mean_and_se(values: Tensor, prompt_index: Tensor) -> tuple[float, float]:
 
 
 def evaluate(
-    problem: Problem, optimizer: Optimizer, folder: Path, tick: Callable[[int], None] = lambda n: None
+    problem: Problem,
+    optimizer: Optimizer,
+    folder: Path,
+    tick: Callable[[int], None] = lambda n: None,
+    samplers: Mapping[str, Problem] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate base and tuned and write ``folder``: images, per-image scores, pairs picture, summary.json, table.md."""
+    """Evaluate base and tuned and write ``folder``: images, per-image scores, pairs picture, summary.json, table.md.
+
+    Args:
+        samplers: further variants by name: the problem, tuned weights included, with another sampler.
+    """
     wanted = items(problem)
 
     def base(conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
@@ -144,6 +165,7 @@ def evaluate(
             return problem.generate(conditioning, seeds)
 
     variants: dict[str, Generate] = {"base": base, "tuned": optimizer.generate}
+    variants |= {name: other.generate for name, other in (samplers or {}).items()}
     scores: dict[str, Scores] = {}
     with files.new_folder(folder) as new:
         for name, generate in variants.items():
@@ -152,6 +174,8 @@ def evaluate(
                 target.mkdir()
             scores[name] = score(problem, generate, wanted, target, tick)
         summary = summarise(scores, wanted.prompt_index, problem.rewards.reported)
+        if samplers:
+            summary["cost"] = {name: cost(problem, generate, wanted) for name, generate in variants.items()}
         files.write_json(new / "summary.json", summary)
         (new / "table.md").write_text(table(summary), encoding="utf-8")
         with (new / "scores.jsonl").open("w", encoding="utf-8") as stream:
@@ -171,31 +195,38 @@ def _number(value: Tensor) -> float | None:
     return value.item() if value.isfinite() else None
 
 
-HEADER = ["reward", "base", "tuned", "difference", "in s.e.", "win rate"]
+def table_header(summary: dict[str, Any]) -> list[str]:
+    """Columns of ``table_rows``; further samplers bring the variant's name and what an image of it cost."""
+    means = ["variant", "evaluations", "depth", "base", "mean"] if "cost" in summary else ["base", "tuned"]
+    return ["reward", *means, "difference", "in s.e.", "win rate"]
 
 
 def table_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """One row per reward and variant in the columns of ``HEADER``; the difference has its standard error."""
+    """One row per reward and variant; the difference has its standard error."""
     rows = []
-    for variant, rewards in summary["paired"].items():
-        for name, paired in rewards.items():
-            means = (summary["variants"][which][name]["mean"] for which in ("base", variant))
-            difference, se = paired["difference"], paired["se"]
-            rows.append(
-                [
-                    name,
-                    *(f"{mean:.4g}" for mean in means),
-                    f"{difference:+.4f} ± {se:.4f}",
-                    f"{difference / se:+.1f}" if se else "-",
-                    f"{paired['win_rate']:.0%}",
-                ]
-            )
+    names = next(iter(summary["paired"].values()))
+    for name, variant in product(names, summary["paired"]):
+        paired = summary["paired"][variant][name]
+        costs = summary.get("cost", {}).get(variant)
+        means = (summary["variants"][which][name]["mean"] for which in ("base", variant))
+        difference, se = paired["difference"], paired["se"]
+        rows.append(
+            [
+                name,
+                *([variant, f"{costs['evaluations']:g}", f"{costs['depth']:g}"] if costs else []),
+                *(f"{mean:.4g}" for mean in means),
+                f"{difference:+.4f} ± {se:.4f}",
+                f"{difference / se:+.1f}" if se else "-",
+                f"{paired['win_rate']:.0%}",
+            ]
+        )
     return rows
 
 
 def table(summary: dict[str, Any]) -> str:
     """The comparison as Markdown."""
-    lines = [HEADER, ["---"] * len(HEADER), *table_rows(summary)]
+    header = table_header(summary)
+    lines = [header, ["---"] * len(header), *table_rows(summary)]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     counts = f"{summary['images']} images of {summary['prompts']} prompts, shared seeds"
     return f"{text}\n\n{counts}; ± is one standard error over prompts.\n"

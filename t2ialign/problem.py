@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from t2ialign.contracts import Backend, Optimizer, Sampler
 from t2ialign.distributed import World
 from t2ialign.lora import Adapter
 from t2ialign.rewards import MixedReward, RewardMix
-from t2ialign.spec import Spec
+from t2ialign.spec import Chosen, Spec, parse_sampler
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,21 @@ class Problem:
         images, self.micro_batch = with_oom_retry(run, self.micro_batch)
         return images
 
+    def references(
+        self, conditioning: Conditioning, seeds: Sequence[int], optimised_only: bool = False
+    ) -> dict[str, Tensor]:
+        """Reference images (B, 3, H, W) by reward, for the rewards that compare with some: the base model's."""
+        wanted = [part for part in self.rewards.references if part.mix.weight != 0 or not optimised_only]
+        with self.base():
+            return {
+                part.name: self.with_sampler(parse_sampler(part.reward.config.sampler)).generate(conditioning, seeds)
+                for part in wanted
+            }
+
+    def with_sampler(self, chosen: Chosen) -> Problem:
+        """The same problem with another sampler."""
+        return replace(self, sampler=load_sampler(chosen, self.device))
+
     @cached_property
     def evaluation_prompts(self) -> list[str]:
         found = prompts.read(self.spec.evaluation_file())
@@ -129,7 +144,7 @@ def assemble(
     device = distributed.device(spec.run.device)
     report(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
     backend: Backend = spec.backend.declaration.load()(spec.backend.config, device)
-    sampler = spec.sampler.declaration.load()(spec.sampler.config, device) if spec.sampler else None
+    sampler = load_sampler(spec.sampler, device) if spec.sampler else None
     training = prompts.read(spec.prompt_file())
     report(f"encoding {len(training)} prompts")
     problem = Problem(
@@ -149,6 +164,11 @@ def assemble(
     report("loading rewards: " + ", ".join(reward.name for reward in spec.rewards))
     problem.rewards = load_rewards(spec, device)
     return problem
+
+
+def load_sampler(chosen: Chosen, device: torch.device) -> Sampler:
+    sampler: Sampler = chosen.declaration.load()(chosen.config, device)
+    return sampler
 
 
 def attach_lora(problem: Problem) -> Adapter:

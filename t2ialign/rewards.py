@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from t2ialign.batching import split
 from t2ialign.config import RewardMixConfig
-from t2ialign.contracts import Reward
+from t2ialign.contracts import ReferenceReward, Reward
 from t2ialign.errors import RewardError
 
 
@@ -26,12 +26,14 @@ class MixedReward:
 class RewardMix:
     """Several rewards as one. Rewards of weight 0 are held-out diagnostics: scored and logged, never optimised.
 
-    Those that compare the images of one prompt are kept apart: only who has such images at hand can score them.
+    Those that compare the images of one prompt are kept apart, and so are diagnostics that compare with reference
+    images: only who has such images at hand can score them.
     """
 
     def __init__(self, rewards: Sequence[MixedReward], drop_nonfinite: bool = False) -> None:
-        self.rewards = [r for r in rewards if not r.reward.per_prompt]
-        self.comparisons = [r for r in rewards if r.reward.per_prompt]
+        self.references = [r for r in rewards if isinstance(r.reward, ReferenceReward)]
+        self.comparisons = [r for r in rewards if r.reward.per_prompt or (r in self.references and r.mix.weight == 0)]
+        self.rewards = [r for r in rewards if r not in self.comparisons]
         self.drop_nonfinite = drop_nonfinite
 
     @property
@@ -50,9 +52,18 @@ class RewardMix:
         return [r.name for r in self.rewards if r.mix.weight != 0]
 
     def score(
-        self, images: Tensor, prompts: Sequence[str], *, optimised_only: bool = False, micro_batch: int | None = None
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        *,
+        optimised_only: bool = False,
+        micro_batch: int | None = None,
+        references: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Raw scores by name, each float32 (B,). Gradients flow where a reward is differentiable.
+
+        Args:
+            references: see ``Problem.references``; needed where an optimised reward compares with reference images.
 
         Raises:
             RewardError: a score is not finite and the spec does not say to drop such samples.
@@ -62,20 +73,24 @@ class RewardMix:
         for rows in split(len(images), micro_batch or len(images)):
             chunk, texts = images[rows], list(prompts[rows])  # one tensor for all: rewards may share work on it
             for part in wanted:
-                values = part.reward.score(chunk, texts).float()
+                values = _scores(part, chunk, texts, references, rows)
                 if values.shape != (len(chunk),):
                     raise RewardError(f"reward '{part.name}' gave shape {tuple(values.shape)} for {len(chunk)} images")
                 self._check(part.name, values, chunk, texts)
                 chunks[part.name].append(values)
         return {name: torch.cat(values) for name, values in chunks.items()}
 
-    def compare(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Scores (B,) of the rewards that compare the images of one prompt; NaN where an image is alone.
+    def compare(
+        self, images: Tensor, prompts: Sequence[str], references: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Scores (B,) of the diagnostics that compare the images of one prompt (NaN where an image is alone), or
+        images with references.
 
         Args:
             images: all images of their prompts.
+            references: see ``Problem.references``.
         """
-        return {part.name: part.reward.score(images, prompts).float() for part in self.comparisons}
+        return {part.name: _scores(part, images, prompts, references, slice(None)) for part in self.comparisons}
 
     def _check(self, name: str, values: Tensor, images: Tensor, prompts: Sequence[str]) -> None:
         if self.drop_nonfinite:
@@ -107,6 +122,14 @@ class RewardMix:
         if total is None:
             raise ValueError("the mix has no reward with a weight other than 0")
         return total
+
+
+def _scores(
+    part: MixedReward, images: Tensor, prompts: Sequence[str], references: Mapping[str, Tensor] | None, rows: slice
+) -> Tensor:
+    if isinstance(part.reward, ReferenceReward):
+        return part.reward.agree(images, (references or {})[part.name][rows]).float()
+    return part.reward.score(images, prompts).float()
 
 
 def normalise(scores: Tensor, mix: RewardMixConfig, prompt_index: Tensor | None = None) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from t2ialign.evaluate import evaluate, items, score, summarise
 from t2ialign.problem import Problem, assemble, load_optimizer
 from t2ialign.progress import Display
 from t2ialign.rundir import RunDir
-from t2ialign.spec import Spec
+from t2ialign.spec import Chosen, Spec
 
 
 class Interrupted(T2IAlignError):
@@ -31,7 +32,12 @@ def start(spec: Spec, display: Display | None = None) -> RunDir:
     """Run a spec from step 0 in a new run directory."""
     world = distributed.join()
     run = RunDir(Path(world.share(str(RunDir.create(spec).path) if world.is_main else "")))
-    return _go(run, spec, world, display)
+    try:
+        return _go(run, spec, world, display)
+    except UsageError:  # something that only the loaded model could tell; a run that never began leaves nothing
+        if world.is_main and not run.metrics():
+            shutil.rmtree(run.path)
+        raise
 
 
 def resume(path: Path, display: Display | None = None) -> RunDir:
@@ -159,11 +165,18 @@ class _Loop:
         self.problem.world.barrier()
 
 
-def evaluate_run(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display) -> dict[str, Any]:
-    """Write the run's ``evaluation`` folder."""
-    total = 2 * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
-    with display.bar("evaluating base and tuned", total) as bar:
-        return evaluate(problem, optimizer, run.path / "evaluation", bar.advance)
+def evaluate_run(
+    run: RunDir,
+    problem: Problem,
+    optimizer: Optimizer,
+    display: Display,
+    samplers: Mapping[str, Chosen] | None = None,
+) -> dict[str, Any]:
+    """Write the run's ``evaluation`` folder; further samplers are variants beside base and tuned."""
+    others = {name: problem.with_sampler(chosen) for name, chosen in (samplers or {}).items()}
+    total = (2 + len(others)) * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
+    with display.bar(" and ".join(["evaluating base", "tuned", *others]), total) as bar:
+        return evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
 
 
 class _Trend:

@@ -156,9 +156,20 @@ def parse_rewards(tables: Sequence[dict[str, Any]], source: str, folder: Path) -
     for reward in rewards:
         if "per-prompt" in reward.provides():
             parser._problem("reward.kind", show(reward.kind), "compares the images of one prompt; only runs report it.")
+        if "reference" in reward.provides():
+            parser._problem("reward.kind", show(reward.kind), "compares with images of another sampler; only runs can.")
     if parser.problems:
         raise SpecError(source, parser.problems)
     return rewards
+
+
+def parse_sampler(table: dict[str, Any], source: str = "sampler", folder: Path | None = None) -> Chosen:
+    """Validate a ``[sampler]`` table on its own; see ``load``."""
+    parser = _Parser({"sampler": table}, source, folder or Path.cwd(), registry())
+    chosen = parser._part("sampler", table)
+    if chosen is None or parser.problems:
+        raise SpecError(source, parser.problems)
+    return chosen
 
 
 class _Parser:
@@ -187,6 +198,7 @@ class _Parser:
         rewards = self._rewards()
         self._check_files(tables[1], tables[2])
         self._check_comparisons(rewards, tables[2])
+        self._check_references(rewards, optimizer)
         self.problems += capability_problems(backend, sampler, optimizer, rewards, self.parts)
         run, prompt_table, evaluation, samples = tables
         if self.problems or not (backend and optimizer and run and prompt_table and evaluation and samples):
@@ -311,6 +323,19 @@ class _Parser:
                     "reward.kind",
                     kind,
                     "compares the images of one prompt: set evaluation.images_per_prompt to 2 or more.",
+                )
+
+    def _check_references(self, rewards: Sequence[ChosenReward], optimizer: Chosen | None) -> None:
+        """Only some optimizers draw the images that a reference reward compares with."""
+        for reward in rewards:
+            if "reference" in reward.provides() and reward.mix.weight != 0 and optimizer:
+                if "references" in optimizer.provides():
+                    continue
+                self._problem(
+                    "reward.kind",
+                    show(reward.kind),
+                    f"compares with reference images, which optimizer '{optimizer.kind}' does not draw: give it"
+                    " weight = 0, and evaluations still measure it.",
                 )
 
     def _check_files(self, training: PromptsConfig | None, evaluation: EvaluationConfig | None) -> None:

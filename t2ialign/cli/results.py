@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from t2ialign.cli.parts import parse_samplers
 from t2ialign.cli.running import Overrides, RunFolder, SpecFile, quiet_libraries
 from t2ialign.errors import UsageError
 
@@ -40,16 +41,23 @@ def sample(
 def eval_(
     run: RunFolder,
     step: Step = None,
+    samplers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sampler", metavar="KIND[={...}]", help="Also compare this sampler, options as a TOML table. Repeatable."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Evaluate a run's base against its tuned model on shared seeds, and rewrite its evaluation folder."""
+    others = parse_samplers(samplers or [])
     quiet_libraries()
     from t2ialign import runner
     from t2ialign.progress import Display
 
     display = Display()
     run_dir, problem, optimizer = runner.restore(run, step, display)
-    summary = runner.evaluate_run(run_dir, problem, optimizer, display)
+    summary = runner.evaluate_run(run_dir, problem, optimizer, display, others)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from t2ialign import image_folders
+from t2ialign.cli.parts import parse_part
 from t2ialign.config import RewardMixConfig
 from t2ialign.errors import UsageError
 from t2ialign.spec import ChosenReward, parse_rewards
@@ -87,16 +87,10 @@ def parse_reward(text: str) -> dict[str, Any]:
     Raises:
         UsageError: the options are no TOML inline table, or belong to a run's mix of rewards.
     """
-    kind, equals, options = text.partition("=")
-    try:
-        table = tomllib.loads(f"options = {options}")["options"] if equals else {}
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"--reward {text}: write options as a TOML inline table, {kind}={{key = value}}") from error
-    if not isinstance(table, dict):
-        raise UsageError(f"--reward {text}: write options as a TOML inline table, {kind}={{key = value}}")
+    table = parse_part(text, "--reward")
     if mixing := table.keys() & (RewardMixConfig.model_fields.keys() - {"name"}):
         raise UsageError(f"--reward {text}: {', '.join(sorted(mixing))} only means something in a run's mix of rewards")
-    return {"kind": kind.strip(), **table}
+    return table
 
 
 def _prompts(files: list[Path], prompt_file: Path | None, prompt: str | None) -> Sequence[str] | None:

@@ -1,0 +1,39 @@
+"""Parts of a spec as options of a command: ``kind`` or ``kind={key = value}``."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+from t2ialign.config import SamplerConfig
+from t2ialign.errors import UsageError
+from t2ialign.spec import Chosen, parse_sampler
+
+
+def parse_part(text: str, option: str) -> dict[str, Any]:
+    """The part's table.
+
+    Raises:
+        UsageError: the options are no TOML inline table.
+    """
+    kind, equals, options = text.partition("=")
+    try:
+        table = tomllib.loads(f"options = {options}")["options"] if equals else {}
+    except tomllib.TOMLDecodeError:
+        table = None
+    if not isinstance(table, dict):
+        raise UsageError(f"{option} {text}: write options as a TOML inline table, {kind}={{key = value}}")
+    return {"kind": kind.strip(), **table}
+
+
+def parse_samplers(texts: Sequence[str]) -> dict[str, Chosen]:
+    """Validated samplers, named by kind and network evaluations: "ddim-15"."""
+    samplers: dict[str, Chosen] = {}
+    for text in texts:
+        chosen = parse_sampler(parse_part(text, "--sampler"), "--sampler")
+        assert isinstance(chosen.config, SamplerConfig)
+        name = f"{chosen.kind}-{chosen.config.evaluations()}"
+        same = sum(other == name or other.startswith(f"{name}-v") for other in samplers)
+        samplers[f"{name}-v{same + 1}" if same else name] = chosen
+    return samplers
