@@ -9,18 +9,17 @@ module needs stand for an empty shell, the tensor constructors are our own, and 
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from t2ialign import safe_pickle
 from t2ialign.errors import UsageError
 from t2ialign_rewards.weights import require_keys
 
@@ -39,52 +38,20 @@ STORAGES = {
     "IntStorage": torch.int32,
     "BoolStorage": torch.bool,
 }
-DTYPES = ("float16", "bfloat16", "float32", "int64")
+TORCH_NAMES: dict[tuple[str, str], safe_pickle.Stand] = {
+    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+    **{("torch", name): getattr(torch, name) for name in ("float16", "bfloat16", "float32", "int64")},
+}
 
 
-class Shell:
-    """Takes the place of an object of any class: keeps its state and does nothing."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.state: Any = {}
-
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-def rebuild_tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: object) -> Tensor:
-    """Stands for torch's own constructor; out-of-range views raise."""
-    return torch.as_strided(storage, tuple(size), tuple(stride), offset)
-
-
-def rebuild_parameter(data: Tensor, *_: object) -> Tensor:
-    return data
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Knows shells, tensors and ordered dictionaries, and nothing else."""
-
-    known: ClassVar[dict[tuple[str, str], Any]] = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("builtins", "set"): set,
-        ("__builtin__", "set"): set,  # as protocol 2, torch's default, spells it
-        ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-        ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
-        **{("torch", name): dtype for name, dtype in STORAGES.items()},
-        **{("torch", name): getattr(torch, name) for name in DTYPES},
-    }
+class MpsUnpickler(safe_pickle.RestrictedUnpickler):
+    """Reads the object of a torch archive, whose tensors lie beside it."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(archive.open(f"{root}/data.pkl"))
+        stream = archive.open(f"{root}/data.pkl")
+        super().__init__(stream, "an MPS model", TORCH_NAMES, SHELL_MODULES)
         self._archive, self._root = archive, root
         self._storages: dict[str, Tensor] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self.known:
-            return self.known[module, name]
-        if module.startswith(SHELL_MODULES):
-            return Shell
-        raise UsageError(f"the checkpoint names '{module}.{name}', which an MPS model has no use for; nothing was run")
 
     def persistent_load(self, pid: Any) -> Tensor:
         kind, dtype, key, _, _ = pid
@@ -120,10 +87,10 @@ def read_checkpoint(file: Path) -> dict[str, Tensor]:
             entry = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
             if entry is None:
                 raise UsageError(f"{file} is no torch checkpoint: the archive has no data.pkl")
-            module = RestrictedUnpickler(archive, entry.removesuffix("/data.pkl")).load()
+            module = MpsUnpickler(archive, entry.removesuffix("/data.pkl")).load()
     except (OSError, zipfile.BadZipFile) as error:
         raise UsageError(f"{file} is no torch checkpoint: {error}") from error
-    except (pickle.UnpicklingError, EOFError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except safe_pickle.ERRORS as error:
         raise UsageError(f"{file} cannot be read as a pickled MPS model: {type(error).__name__}: {error}") from error
     tensors = {key: value.clone() for key, value in named_tensors(module)}
     needed = {"model.logit_scale", "model.visual_projection.weight", "cross_model.layers.0.0.fn.to_q.weight"}
