@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+
 from t2ialign_ppo import ppo
 from t2ialign_ppo.distributions import Draws
 from t2ialign_ppo.policy import Policy, simplices
-
 from t2ialign_solvers.starts import published_table
 from t2ialign_solvers.table import SolverTable
 

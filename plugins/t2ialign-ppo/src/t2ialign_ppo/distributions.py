@@ -123,7 +123,8 @@ class Draws(NamedTuple):
 
     def rows(self, index: Tensor) -> Draws:
         """Some of B tables."""
-        return Draws(*(None if part is None else part[index] for part in self))
+        scales = [None if part is None else part[index] for part in (self.scale_dir, self.scale_time)]
+        return Draws(self.segments[index], self.weights[index], *scales)
 
     def table(self, like: SolverTable) -> SolverTable:
         """As float32 solver tables, with the settings of ``like`` and its scales where there are none."""
@@ -132,8 +133,7 @@ class Draws(NamedTuple):
             (own if scale is None else scale).float().expand_as(positions)
             for own, scale in ((like.scale_dir, self.scale_dir), (like.scale_time, self.scale_time))
         ]
-        settings = {"probe_order": like.probe_order, "schedule": like.schedule, "rho": like.rho, "info": like.info}
-        return SolverTable(positions, self.weights.float(), *scales, **settings)
+        return like.like(positions=positions, weights=self.weights.float(), scale_dir=scales[0], scale_time=scales[1])
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,14 @@ class TableDistribution:
 
     def draw(self, seeds: Sequence[int]) -> Draws:
         """One table per seed; a table depends on its own seed alone."""
-        tables = []
-        for seed in seeds:
-            source = np.random.default_rng(seed)
-            scales = (None if part is None else part.draw(source) for part in (self.scale_dir, self.scale_time))
-            tables.append(Draws(draw_simplex(self.segments, source), draw_simplex(self.weights, source), *scales))
-        return Draws(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*tables, strict=True)))
+        sources = [np.random.default_rng(seed) for seed in seeds]
+        segments = torch.stack([draw_simplex(self.segments, source) for source in sources])
+        weights = torch.stack([draw_simplex(self.weights, source) for source in sources])
+        scales = [
+            None if part is None else torch.stack([part.draw(source) for source in sources])
+            for part in (self.scale_dir, self.scale_time)
+        ]
+        return Draws(segments, weights, *scales)
 
     def log_prob(self, draws: Draws) -> Tensor:
         """Log-density of every interval: (B, N)."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Dirichlet
 
+from t2ialign_ppo.config import ScaleKind
 from t2ialign_ppo.distributions import BoundedScales, LogNormalScales, Scales, TableDistribution
 from t2ialign_solvers.table import SolverTable
 
-ScaleKind = Literal["none", "bounded", "log-normal"]
 #: A start row with a smaller part than this becomes the even row: a Dirichlet cannot be centred on an edge.
 LEAST_PART = 1e-6
 LEAST_ALPHA = 1e-5

@@ -66,7 +66,11 @@ class SolverTable:
 
     def rows(self, rows: slice | Tensor) -> SolverTable:
         """The tables of some images, for a table per image."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in _TENSORS})
+        return self.like(**{name: getattr(self, name)[rows] for name in _TENSORS})
+
+    def like(self, **tensors: Any) -> SolverTable:
+        """Other numbers with the same settings."""
+        return replace(self, **tensors)
 
     def save(self, path: Path) -> None:
         """Write a ``.json`` or ``.safetensors`` file; float32 values come back exactly."""

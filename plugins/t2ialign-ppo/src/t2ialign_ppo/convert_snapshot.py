@@ -1,0 +1,125 @@
+"""Turn a published solver table (a pickled module) into t2ialign's JSON or safetensors, running none of its code.
+
+    python -m t2ialign_ppo.convert_snapshot network-snapshot-000005.pkl table.json
+
+The published loader executes source text from inside the file. Here that text is never looked at: a restricted reader
+keeps the numbers and the settings and refuses every name that such a file has no use for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2ialign import safe_pickle
+from t2ialign.errors import UsageError
+from t2ialign_solvers.starts import ascending
+from t2ialign_solvers.table import SolverTable
+
+CLASS = "EPD_predictor"
+PARAMETERS = ("r_params", "weight_s", "scale_dir_params", "scale_time_params")
+#: Settings that say where a table comes from and what it was made for.
+PROVENANCE = ("backend", "guidance_rate", "sigma_min", "sigma_max", "flowmatch_mu", "flowmatch_shift")
+GAP = 1e-6
+
+
+def load_storage(data: bytes) -> Tensor:
+    """Stands for torch's storage loader; torch's own restricted reader parses the bytes."""
+    storage = torch.load(io.BytesIO(data), weights_only=True)
+    tensor: Tensor = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+    return tensor
+
+
+def keep(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Stands for the reconstructor that would execute ``meta["module_src"]``."""
+    if meta.get("class_name") != CLASS:
+        raise UsageError(f"the file holds a '{meta.get('class_name')}' and no '{CLASS}'")
+    return dict(meta["state"])
+
+
+NAMES: dict[tuple[str, str], safe_pickle.Stand] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): keep,
+    ("torch.storage", "_load_from_bytes"): load_storage,
+    ("torch.nn.modules.activation", "Sigmoid"): safe_pickle.Shell,
+    ("torch.nn.modules.activation", "Softmax"): safe_pickle.Shell,
+}
+
+
+def read_snapshot(file: Path) -> SolverTable:
+    """The table of a published ``.pkl``.
+
+    Raises:
+        UsageError: it cannot be read, names something that is not allowed, or holds something else.
+    """
+    try:
+        with file.open("rb") as stream:
+            content = safe_pickle.RestrictedUnpickler(stream, "a solver table", NAMES).load()
+        state = content["model"]
+        parameters = {name: state["_parameters"][name] for name in PARAMETERS}
+        return published_mapping(parameters, state)
+    except OSError as error:
+        raise UsageError(f"{file}: {error}") from error
+    except safe_pickle.ERRORS as error:
+        raise UsageError(f"{file} cannot be read as a solver table: {type(error).__name__}: {error}") from error
+
+
+def published_mapping(parameters: Mapping[str, Tensor], settings: Mapping[str, Any]) -> SolverTable:
+    """Stored parameters (N, K) as a table: sigmoid positions, softmax weights, scales in 1 +- their range.
+
+    Rows are put in ascending order, as the published loader does.
+    """
+    positions = torch.sigmoid(parameters["r_params"].float())
+    weights = torch.softmax(parameters["weight_s"].float(), -1)
+    direction = _scales(parameters["scale_dir_params"].float(), settings["scale_dir"])
+    time = _scales(parameters["scale_time_params"].float(), settings["scale_time"])
+    if settings.get("fcn"):
+        direction[-1] = 1.0
+    tensors = sanitise(positions, weights, direction, time)
+    order = int(settings["max_order"]) if settings.get("sampler_stu") == "ipndm" else 1
+    info = {name: settings[name] for name in PROVENANCE if settings.get(name) is not None}
+    if settings.get("afs"):
+        info["afs"] = True
+    return SolverTable(
+        *tensors, probe_order=order, schedule=settings["schedule_type"], rho=float(settings["schedule_rho"]), info=info
+    )
+
+
+def sanitise(
+    positions: Tensor, weights: Tensor, scale_dir: Tensor, scale_time: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows by ascending position, at least ``GAP`` apart and inside (0, 1); all (N, K)."""
+    order = positions.argsort(-1)
+    positions, weights, scale_dir, scale_time = (
+        tensor.gather(-1, order) for tensor in (positions, weights, scale_dir, scale_time)
+    )
+    return ascending(positions, GAP, GAP), weights, scale_dir, scale_time
+
+
+def _scales(raw: Tensor, bound: float | None) -> Tensor:
+    bound = bound or 0.0
+    return 2 * bound * torch.sigmoid(raw / 2) + 1 - bound
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: read, check, write."""
+    parser = argparse.ArgumentParser(prog="python -m t2ialign_ppo.convert_snapshot", description=__doc__.split("\n")[0])
+    parser.add_argument("snapshot", type=Path, help="the published network-snapshot-*.pkl")
+    parser.add_argument("output", type=Path, help="file to write: .json or .safetensors")
+    options = parser.parse_args(arguments)
+    try:
+        table = read_snapshot(options.snapshot)
+    except UsageError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+    table.save(options.output)
+    print(f"{table.steps} intervals, {table.points} probes in {options.output}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
