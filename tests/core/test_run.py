@@ -227,7 +227,9 @@ def test_activation_start_gives_hidden_rms_one_and_keeps_the_base(toy_spec):
         assert torch.equal(problem.generate(problem.conditioning, list(range(5))), tuned)
 
 
-def test_a_lora_target_that_matches_nothing_is_named(toy_spec):
+def test_a_lora_target_that_matches_nothing_is_named_and_nothing_is_left_behind(toy_spec):
     backend = {"kind": "toy-model", "checkpoint": "a/b", "dtype": "float32", "lora": {"rank": 2, "targets": ["to_q"]}}
+    spec = specs.load(toy_spec(backend=backend))
     with pytest.raises(UsageError, match="'to_q' matches no module"):
-        assemble(specs.load(toy_spec(backend=backend)), report=lambda text: None)
+        runner.start(spec, QUIET)
+    assert not list(Path(spec.run.out).iterdir())
