@@ -77,7 +77,8 @@ class Trajectories:
 
     Attributes:
         latents: x_T ... x_0 (B, T + 1, *latent), float32.
-        targets: what each transition should hit, the weighted mean of its particles (B, T, *latent).
+        targets: what each transition should hit (B, T, *latent): in expectation the chosen particle, with less noise,
+            mu + sigma (s + sum_m (w^m - 1 / M) z^m).
         images: (B, 3, H, W).
         diagnostics: name -> (B,).
     """
@@ -133,7 +134,7 @@ def search(
         x, prediction = choice.of(children), Prediction(*map(choice.of, estimate))
 
         latents.append(x)
-        targets.append(choice.mean(children))
+        targets.append(choice.mean(children) - std * z.mean(1))  # unweighted noise has mean zero: leave it out
         if noisy:
             ess.append(1 / choice.weights.square().sum(1))
             lengths.append(shift.square().flatten(1).mean(1).sqrt())
