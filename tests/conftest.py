@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread per test process, and per process that a test starts: pytest -n already uses the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
