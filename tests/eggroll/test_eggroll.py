@@ -16,6 +16,7 @@ from t2ialign.problem import assemble, load_optimizer
 from t2ialign.progress import Display
 from t2ialign_eggroll import plugin
 from t2ialign_eggroll.config import EggrollConfig
+from t2ialign_eggroll.noise import Noise
 
 
 class Biased(toy.ToyBackend):
@@ -294,3 +295,33 @@ def test_the_plan_counts_images_and_forwards(eggroll_spec):
     plan = EggrollConfig(population=10).plan(spec)
     assert plan.images_per_step == 60
     assert plan.notes["forwards per step"] == "5"  # 6 images a member, 2 members a forward
+
+
+def test_the_noise_in_memory_does_not_grow_with_the_population(eggroll_spec, monkeypatch):
+    original, most = Noise.draw, []
+    monkeypatch.setattr(
+        Noise, "draw", lambda self, seeds, device: most.append(len(seeds)) or original(self, seeds, device)
+    )
+    peaks = []
+    for population in (64, 512):
+        most.clear()
+        fitness_of(eggroll_spec({"kind": "eggroll", "population": population}, run={"micro_batch": 48}))
+        peaks.append(max(most))
+    assert peaks[0] == peaks[1] <= 32
+
+
+def test_out_of_memory_halves_the_batch_and_changes_nothing(eggroll_spec, monkeypatch):
+    expected, tensors = fitness_of(eggroll_spec())
+    original = toy.ToyBackend.decode
+
+    def decode(self, latents):
+        if len(latents) > 9:
+            raise torch.OutOfMemoryError("too many images")
+        return original(self, latents)
+
+    monkeypatch.setattr(toy.ToyBackend, "decode", decode)
+    ready(eggroll_spec({**SMALL, "sigma_scale": "absolute"})).step(0)  # the checks come first here
+    found, others = fitness_of(eggroll_spec())
+    assert found[0] == pytest.approx(expected[0], rel=1e-4, abs=1e-6)
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)

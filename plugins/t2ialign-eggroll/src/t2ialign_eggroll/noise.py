@@ -122,8 +122,8 @@ class Noise:
     def draw(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Perturbation]:
         """The perturbations of P pairs, float32; pair p depends on seeds[p] and the kind of device alone.
 
-        Drawn on the device: for a large network a population needs 10^7 normal numbers a second, more than a CPU
-        core makes.
+        Drawn on the device: a population on a large network needs tens of millions of numbers a step, for which a GPU
+        would wait.
         """
         flat = torch.empty(len(seeds), self.size, device=device)
         source = torch.Generator(device)
