@@ -126,11 +126,13 @@ def test_the_arithmetic_start_is_second_order_everywhere():
     assert levers(symmetric_table(3, 2), knots)[2] > 0.7  # the published start is far from it where ratios are large
 
 
-def test_a_native_grid_keeps_its_step_to_zero_for_to_zero():
-    """The table's rows are used, all of them, whatever the model's own grid ends with."""
-    for to_zero in (False, True):
-        _, denoiser = sample(steps=4, start="arithmetic", to_zero=to_zero)
-        assert denoiser.evaluations == EpdConfig(steps=4, to_zero=to_zero).evaluations() == 12 + to_zero
+@pytest.mark.parametrize("options", [{}, {"to_zero": True}, {"schedule": "logsnr"}, {"schedule": "native"}])
+def test_every_row_of_a_table_is_used(options):
+    """A native grid has its step to zero beside them."""
+    config = EpdConfig(steps=4, start="arithmetic", **options)
+    _, denoiser = sample(**config.model_dump())
+    last = options != {"schedule": "logsnr"}
+    assert denoiser.evaluations == config.evaluations() == 12 + last
 
 
 @pytest.mark.parametrize(

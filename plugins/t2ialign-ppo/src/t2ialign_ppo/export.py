@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from t2ialign import __version__, seeding
+from t2ialign import __version__, evaluate, seeding
 from t2ialign.errors import ExportError
 from t2ialign_ppo.rollouts import rollout, sampler_of
 from t2ialign_solvers.starts import levers
@@ -88,11 +88,11 @@ def card(optimizer: PpoEpd, table: SolverTable) -> str:
         )
     ]
     lines = ["| " + " | ".join(row) + " |" for row in [_HEADER, ["---"] * len(_HEADER), *rows]]
-    evaluations = (1 + table.points) * table.steps
+    cost = evaluate.cost(problem, optimizer.generate, evaluate.items(problem))
     return f"""# {problem.spec.name}
 
 A solver table for `{problem.backend.info.base_model}`: {table.steps} intervals, {table.points} parallel probes each,
-{evaluations} network evaluations an image, {2 * table.steps} of them one after the other.
+{cost["evaluations"]:g} network evaluations an image, in {cost["depth"]:g} calls one after the other.
 
 ```toml
 [sampler]

@@ -107,7 +107,10 @@ class EpdConfig(OdeConfig):
     )
     steps: int = Field(10, ge=1, description="intervals, without a table")
     points: int = Field(2, ge=1, description="parallel probes per interval, without a table")
-    to_zero: bool = Field(False, description="one more evaluation after the table's last interval takes the noise to 0")
+    to_zero: bool = Field(
+        False,
+        description="one more evaluation after the last interval, which ends at noise level 0; always on a 'native' grid",
+    )
     probes_per_call: int | None = Field(
         None,
         ge=1,
@@ -115,21 +118,20 @@ class EpdConfig(OdeConfig):
     )
 
     def evaluations(self) -> int:
-        steps, points = self.steps, self.points
+        steps, points, schedule = self.steps, self.points, self.schedule
         if self.table is not None and (path := local_path(self.table)) is not None:
-            steps, points = table_shape(path)
-        return (1 + points) * steps + self.to_zero - self.afs
+            steps, points, schedule = table_size(path)
+        return (1 + points) * steps + (self.to_zero or schedule == "native") - self.afs
 
 
-def table_shape(path: Path) -> tuple[int, int]:
-    """Intervals and probes of a solver table's file, without torch."""
+def table_size(path: Path) -> tuple[int, int, Schedule]:
+    """Intervals, probes and schedule of a solver table's file, without torch."""
     if path.suffix == ".safetensors":
         with path.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        steps, points = header["positions"]["shape"]
-        return steps, points
-    positions = json.loads(path.read_text(encoding="utf-8"))["positions"]
-    return len(positions), len(positions[0])
+        return *header["positions"]["shape"], json.loads(header["__metadata__"]["table"])["schedule"]
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return len(content["positions"]), len(content["positions"][0]), content["schedule"]
 
 
 class DiffusersConfig(SamplerConfig):

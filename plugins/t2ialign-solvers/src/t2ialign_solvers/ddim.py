@@ -28,7 +28,10 @@ class Ddim(StepSampler):
     def transition(
         self, path: DiffusionPath, x: Tensor, prediction: Prediction, t: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
-        alpha, sigma = path.alpha(s), path.sigma(s)
-        ratio = path.alpha(t) * sigma / (alpha * path.sigma(t))
+        alpha, sigma = path.coefficients(s)
+        if self.config.eta == 0:
+            return alpha * prediction.x0 + sigma * prediction.eps, torch.zeros(())
+        alpha_t, sigma_t = path.coefficients(t)
+        ratio = alpha_t * sigma / (alpha * sigma_t)
         std = self.config.eta * sigma * torch.sqrt((1 - ratio**2).clamp(min=0))
         return alpha * prediction.x0 + torch.sqrt(sigma**2 - std**2) * prediction.eps, std

@@ -48,9 +48,9 @@ class Epd(OdeSampler):
         return self.grid(path, self.table_on(path))
 
     def grid(self, path: DiffusionPath, table: SolverTable) -> Tensor:
-        """The table's N + 1 positive knots, and 0 behind them for ``to_zero``.
+        """The table's N + 1 positive knots, and 0 behind them for ``to_zero`` and on a native grid.
 
-        A native grid that ends at 0 is the one of N + 1 steps: its last step is that to 0.
+        A native grid that ends at 0 is the one of N + 1 steps: its last step, often a long one, is that to 0.
         """
         options = {"steps": table.steps + 1, "schedule": table.schedule, "rho": table.rho, "to_zero": True}
         knots = schedules.knots(self.config.model_copy(update=options), path)
@@ -58,7 +58,7 @@ class Epd(OdeSampler):
             knots = torch.cat(
                 [schedules.knots(self.config.model_copy(update=options | {"steps": table.steps}), path), torch.zeros(1)]
             )
-        return knots if self.config.to_zero else knots[:-1]
+        return knots if self.config.to_zero or table.schedule == "native" else knots[:-1]
 
     def integrate(self, ode: Ode, y: Tensor, knots: Tensor) -> Tensor:
         return integrate_table(ode, y, knots, self.table_on(ode.path), self.config.probes_per_call)

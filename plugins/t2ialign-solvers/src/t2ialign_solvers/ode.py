@@ -72,7 +72,7 @@ class OdeSampler(Sampler):
         path = denoiser.path
         knots = self.knots(path)
         to_zero = knots[-1].item() == 0
-        knots = knots.to(device=noise.device, dtype=noise.dtype)
+        knots = knots.to(noise.dtype)  # on the CPU, where scalar arithmetic makes no GPU wait
         start = path.time(knots[0])
         y = path.prior(noise, start) / path.scale(start)
         ode = Ode(denoiser, self.config.afs)
