@@ -168,7 +168,9 @@ class VPPath(DiffusionPath):
 
     def __init__(self, alphas_cumprod: Tensor, t_start: float | None = None, unit_prior: bool = False) -> None:
         # A terminal SNR of zero becomes a very small one: ratios stay finite, images do not change.
-        self._log_alpha = alphas_cumprod.detach().double().cpu().clamp(min=1e-14).log() / 2
+        log_alpha = alphas_cumprod.detach().double().cpu().clamp(min=1e-14).log() / 2
+        self._exact = (log_alpha, log_alpha.diff())
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self.t_start = len(alphas_cumprod) - 1.0 if t_start is None else t_start
         self.unit_prior = unit_prior
 
@@ -183,23 +185,24 @@ class VPPath(DiffusionPath):
         return torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
 
     def time(self, v: Tensor) -> Tensor:
-        table = self._table(v)
+        table, slope = self._interpolation(v)
         log_alpha = -torch.log1p(v**2) / 2
-        last = (torch.searchsorted(-table, -log_alpha) - 1).clamp(0, len(table) - 2)
-        t = last + (log_alpha - table[last]) / (table[last + 1] - table[last])
+        last = (torch.searchsorted(-table, -log_alpha) - 1).clamp(0, len(slope) - 1)
+        t = last + (log_alpha - table.take(last)) / slope.take(last)
         return torch.where(v == 0, self.t_end, t.clamp(min=self.t_end))
 
     def prior(self, noise: Tensor, t: Tensor | float | None = None) -> Tensor:
         return noise if self.unit_prior else super().prior(noise, t)
 
     def _log_alpha_at(self, t: Tensor) -> Tensor:
-        table = self._table(t)
-        last = t.floor().long().clamp(0, len(table) - 2)
-        log_alpha = table[last] + (t - last) * (table[last + 1] - table[last])
-        return log_alpha.clamp(max=0)
+        table, slope = self._interpolation(t)
+        last = t.floor().long().clamp(0, len(slope) - 1)
+        # take, not indexing: an index without axes would wait for the GPU.
+        return (table.take(last) + (t - last) * slope.take(last)).clamp(max=0)
 
-    def _table(self, like: Tensor) -> Tensor:
-        """log alpha at all timesteps, where ``like`` is and as precise."""
-        if self._log_alpha.device != like.device:
-            self._log_alpha = self._log_alpha.to(device=like.device, dtype=like.dtype)
-        return self._log_alpha.to(like.dtype)
+    def _interpolation(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """log alpha at all timesteps and its differences, where ``like`` is and as precise."""
+        key = (like.device, like.dtype)
+        if key not in self._tables:
+            self._tables[key] = (self._exact[0].to(*key), self._exact[1].to(*key))
+        return self._tables[key]
