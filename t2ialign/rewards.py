@@ -150,7 +150,7 @@ def normalise(scores: Tensor, mix: RewardMixConfig, prompt_index: Tensor | None 
                 result[groups == group] = _zscore(scores[groups == group])
             return result
         case "rank":
-            return _centred_ranks(scores)
+            return centred_ranks(scores)
         case _:
             return scores
 
@@ -161,7 +161,7 @@ def _zscore(scores: Tensor) -> Tensor:
     return (scores - mean) / (std + 1e-6)
 
 
-def _centred_ranks(scores: Tensor) -> Tensor:
+def centred_ranks(scores: Tensor) -> Tensor:
     """Ranks in [-0.5, 0.5], ties averaged; NaN stays NaN."""
     flat = scores.flatten()
     valid = ~flat.isnan()

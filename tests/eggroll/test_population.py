@@ -155,9 +155,8 @@ def test_parameters_and_forwards_are_untouched_afterwards(form):
     before = {name: p.detach().clone() for name, p in tower.named_parameters()}
     x, picture = torch.randn(6, 6).double(), torch.randn(6, 3, 8, 8).double()
     centre = tower(x, picture)
-    with lora_population(tower.layers(), draw(tower, 3), Chunk(3, 2), form) as calls:
-        tower(x, picture)
-    assert calls == {"linear": 1, "wide": 1, "point": 1}
+    with lora_population(tower.layers(), draw(tower, 3), Chunk(3, 2), form):
+        assert not torch.equal(tower(x, picture)[0], centre[0])
     for name, p in tower.named_parameters():
         assert torch.equal(p, before[name])
     after = tower(x, picture)

@@ -149,13 +149,10 @@ class LayerPopulation:
         return y + delta.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 1)
 
 
-Calls = dict[str, int]
-
-
 @contextmanager
 def lora_population(
     layers: Mapping[str, LoraLayer], noise: Mapping[str, Perturbation], chunk: Chunk, form: Form = "auto"
-) -> Iterator[Calls]:
+) -> Iterator[None]:
     """Inside, the adapted layers give every image its own member's LoRA; parameters are never written.
 
     Args:
@@ -164,9 +161,6 @@ def lora_population(
             included; a factor without an entry is shared.
         chunk: what the batch holds.
         form: how the products are made; "auto" weighs memory traffic.
-
-    Yields:
-        How often each layer was called.
     """
     forwards = {}
     for name, layer in layers.items():
@@ -175,56 +169,47 @@ def lora_population(
         a = Stack(layer.lora_A[adapter].weight.detach(), noise.get(f"{name}.lora_A.weight"))
         b = Stack(layer.lora_B[adapter].weight.detach(), noise.get(f"{name}.lora_B.weight"), scale)
         forwards[name] = LayerPopulation(name, layer.get_base_layer(), a, b, chunk, form)
-    with patched(layers, forwards) as calls:
-        yield calls
+    with patched(layers, forwards):
+        yield
 
 
 @contextmanager
 def weight_population(
     layers: Mapping[str, LoraLayer],
-    centre: Mapping[str, Tensor],
+    centre: Callable[[str], Tensor],
     noise: Mapping[str, Perturbation],
     chunk: Chunk,
     form: Form = "auto",
-) -> Iterator[Calls]:
-    """Inside, the adapted layers drop their LoRA, have the weight ``centre[path]`` and the members' own noise on it.
+) -> Iterator[None]:
+    """Inside, the adapted layers drop their LoRA, have the weight ``centre(path)`` and the members' own noise on it.
 
     A low-rank perturbation u v^T of W is a LoRA with A = v^T and B = u, so this is ``lora_population`` on other layers.
 
     Args:
-        centre: module path -> weight (out, in).
+        centre: module path -> weight (out, in), any precision.
         noise: "<path>.weight" -> the members' low-rank perturbations, sign and sigma included.
     """
     forwards = {}
     for name, layer in layers.items():
         original = layer.get_base_layer()
         base = nn.Linear(original.in_features, original.out_features, bias=False, device="meta")
-        base.weight = nn.Parameter(centre[name].to(original.weight.dtype), requires_grad=False)
+        base.weight = nn.Parameter(centre(name).to(original.weight.dtype), requires_grad=False)
         base.bias = original.bias
         own = noise[f"{name}.weight"]
         assert isinstance(own, LowRank)
         a, b = (Stack(m.new_zeros(m.shape[1:]), FullRank(m)) for m in (own.v.mT, own.u))
         forwards[name] = LayerPopulation(name, base, a, b, chunk, form)
-    with patched(layers, forwards) as calls:
-        yield calls
+    with patched(layers, forwards):
+        yield
 
 
 @contextmanager
-def patched(layers: Mapping[str, nn.Module], forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[Calls]:
-    """Inside, the layers' forwards are replaced and counted."""
-    calls = dict.fromkeys(layers, 0)
-
-    def counting(name: str) -> Callable[..., Tensor]:
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            calls[name] += 1
-            return forwards[name](*args, **kwargs)
-
-        return forward
-
+def patched(layers: Mapping[str, nn.Module], forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """Inside, the layers' forwards are replaced."""
     try:
         for name, layer in layers.items():
-            layer.forward = counting(name)
-        yield calls
+            layer.forward = forwards[name]
+        yield
     finally:
         for layer in layers.values():
             layer.__dict__.pop("forward", None)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from t2ialign.rewards import centred_ranks
+
 
 @dataclass(frozen=True)
 class Fitness:
@@ -124,13 +126,7 @@ def prompt_zscore(scores: Tensor, **_: float) -> Tensor:
 
 def centred_rank(scores: Tensor, **_: float) -> Tensor:
     """rank / (N - 1) - 0.5 of the members' means, in [-0.5, 0.5]; ties share their mean rank."""
-    s = scores.mean(1)
-    known = s[~s.isnan()]
-    ordered = known.sort().values
-    below = torch.searchsorted(ordered, s)
-    upto = torch.searchsorted(ordered, s, right=True)
-    rank = (below + upto - 1) / 2
-    return torch.where(s.isnan(), s, rank / max(len(known) - 1, 1) - 0.5)
+    return centred_ranks(scores.mean(1))
 
 
 def antithetic(scores: Tensor, *, floor: float, **_: float) -> Tensor:

@@ -17,7 +17,7 @@ from t2ialign.errors import UsageError
 from t2ialign.lora import ADAPTER, Adapter
 from t2ialign_eggroll.batched import swapped
 from t2ialign_eggroll.noise import Perturbation
-from t2ialign_eggroll.population import Calls, Chunk, Form, lora_population, weight_population
+from t2ialign_eggroll.population import Chunk, Form, lora_population, weight_population
 
 Members = Mapping[str, Perturbation]
 
@@ -27,7 +27,7 @@ class Space(Protocol):
 
     parameters: dict[str, nn.Parameter]
 
-    def population(self, noise: Members, chunk: Chunk, form: Form) -> AbstractContextManager[Calls]:
+    def population(self, noise: Members, chunk: Chunk, form: Form) -> AbstractContextManager[None]:
         """Context: every image of the batch goes through its own member's weights."""
 
     def member(self, noise: Members) -> AbstractContextManager[None]:
@@ -53,11 +53,11 @@ class LoraSpace:
         endings = tuple(f"lora_{side}.weight" for side in train)
         self.parameters = {name: p for name, p in adapter.parameters().items() if name.endswith(endings)}
 
-    def population(self, noise: Members, chunk: Chunk, form: Form) -> AbstractContextManager[Calls]:
+    def population(self, noise: Members, chunk: Chunk, form: Form) -> AbstractContextManager[None]:
         return lora_population(self.adapter.layers, noise, chunk, form)
 
     def member(self, noise: Members) -> AbstractContextManager[None]:
-        return swapped(self.parameters, {n: self.parameters[n] + e.dense()[0] for n, e in noise.items()})
+        return swapped(self.parameters, {n: e.added_to(self.parameters[n])[0] for n, e in noise.items()})
 
     def scales(self, run: Callable[[], object]) -> dict[str, float]:
         """B: rms of the layer's base output over rms of s A x, so that sigma is a relative change of the output.
@@ -101,19 +101,19 @@ class WeightSpace:
             for name, base in self.layers.items()
         }
 
-    def centre(self) -> dict[str, Tensor]:
-        """W + D of every layer in float32."""
-        return {n: base.weight.float() + self.parameters[f"{n}.weight"].detach() for n, base in self.layers.items()}
+    def centre(self, name: str) -> Tensor:
+        """W + D of a layer in float32."""
+        return self.layers[name].weight.float() + self.parameters[f"{name}.weight"].detach()
 
-    def population(self, noise: Members, chunk: Chunk, form: Form) -> AbstractContextManager[Calls]:
-        return weight_population(self.adapter.layers, self.centre(), noise, chunk, form)
+    def population(self, noise: Members, chunk: Chunk, form: Form) -> AbstractContextManager[None]:
+        return weight_population(self.adapter.layers, self.centre, noise, chunk, form)
 
     @contextmanager
     def member(self, noise: Members) -> Iterator[None]:
         weights = {name: base.weight for name, base in self.layers.items()}
         values = {
-            name: (centre + noise[f"{name}.weight"].dense()[0]).to(weights[name].dtype)
-            for name, centre in self.centre().items()
+            name: noise[f"{name}.weight"].added_to(self.centre(name))[0].to(weight.dtype)
+            for name, weight in weights.items()
         }
         with self.adapter.disabled(), swapped(weights, values):
             yield
