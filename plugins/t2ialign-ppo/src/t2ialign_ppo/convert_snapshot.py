@@ -33,7 +33,7 @@ GAP = 1e-6
 def load_storage(data: bytes) -> Tensor:
     """Stands for torch's storage loader; torch's own restricted reader parses the bytes."""
     storage = torch.load(io.BytesIO(data), weights_only=True)
-    tensor: Tensor = torch.empty(0, dtype=storage.dtype).set_(storage.untyped())
+    tensor: Tensor = torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage)
     return tensor
 
 

@@ -109,7 +109,7 @@ class EpdConfig(OdeConfig):
     points: int = Field(2, ge=1, description="parallel probes per interval, without a table")
     to_zero: bool = Field(
         False,
-        description="one more evaluation after the last interval, which ends at noise level 0; always on a 'native' grid",
+        description="one more evaluation, after the last interval, to noise level 0; always on a 'native' grid",
     )
     probes_per_call: int | None = Field(
         None,

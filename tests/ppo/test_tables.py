@@ -1,0 +1,164 @@
+"""Published tables: all of them load and sample, and a file that brings code is refused before anything runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from t2ialign import Denoiser, Prediction, UsageError, seeding
+from t2ialign.conditioning import Conditioning
+from t2ialign.paths import FlowPath, VPPath
+from t2ialign_ppo.convert_snapshot import main, published_mapping, read_snapshot, sanitise
+from t2ialign_solvers.config import EpdConfig
+from t2ialign_solvers.epd import Epd
+from t2ialign_solvers.table import load_table
+
+FOLDER = Path(__file__).parents[1] / "golden"
+TABLES = json.loads((FOLDER / "epd_tables.json").read_text())["tables"]
+GOLDEN = load_file(FOLDER / "epd_ppo.safetensors")
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+
+
+def stored(name):
+    """The parameters and settings of a published table, as its file has them."""
+    entry = TABLES[name]
+    settings = {k: v for k, v in entry["metadata"].items() if not k.endswith("_range")}
+    settings |= {f"scale_{which}": entry["metadata"][f"scale_{which}_range"] for which in ("dir", "time")}
+    return {k: torch.tensor(v, dtype=torch.float32) for k, v in entry["raw"].items()}, settings
+
+
+class Blur(Denoiser):
+    """Every image is grey: x0 = x / 2."""
+
+    def rows(self, index):
+        return Blur(self.path, self.conditioning[index])
+
+    def predict(self, x, t):
+        alpha, sigma = (v.view(-1, 1, 1) for v in self.path.coefficients(t))
+        return Prediction(x / 2, (x - alpha * x / 2) / sigma)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_published_table_loads_and_samples(name, tmp_path):
+    table, entry = published_mapping(*stored(name)), TABLES[name]
+    for found, part in ((table.positions, "positions"), (table.weights, "weights"), (table.scale_dir, "scale_dir")):
+        torch.testing.assert_close(found, torch.tensor(entry[part]), rtol=2e-6, atol=2e-6)
+    torch.testing.assert_close(table.scale_time, torch.tensor(entry["scale_time"]), rtol=2e-6, atol=2e-6)
+    assert (table.steps, table.points) == (entry["num_steps"] - 1, entry["num_points"])
+    table.save(tmp_path / "table.json")
+    assert torch.equal(load_table(str(tmp_path / "table.json")).positions, table.positions)
+    path = FlowPath(3.0) if table.schedule == "flowmatch" else VPPath((1 - BETAS).cumprod(0))
+    denoiser = Blur(path, Conditioning(("?",), {}))
+    image = Epd(EpdConfig(table=str(tmp_path / "table.json"))).sample(denoiser, seeding.normal([0], (2, 2)))
+    assert image.isfinite().all()
+    assert denoiser.evaluations == 3 * table.steps
+
+
+def test_rows_are_put_in_order():
+    parts = ("positions", "weights", "scale_dir", "scale_time")
+    for part, found in zip(parts, sanitise(*(GOLDEN[f"sanitize.in_{part}"] for part in parts)), strict=True):
+        torch.testing.assert_close(found, GOLDEN[f"sanitize.{part}"], rtol=1e-12, atol=1e-12)
+
+
+class Persistent:
+    """Pickles as the published classes do: a reconstructor of theirs, source text, and the module's attributes."""
+
+    def __init__(self, parameters, settings, marker):
+        self.meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": f"open({str(marker)!r}, 'w')",
+            "class_name": "EPD_predictor",
+            "state": {
+                "_parameters": {name: torch.nn.Parameter(value) for name, value in parameters.items()},
+                "_modules": {"sigmoid": torch.nn.Sigmoid(), "softmax": torch.nn.Softmax(-1)},
+                **settings,
+            },
+        }
+
+    def __reduce__(self):
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (self.meta,)
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A file as upstream writes it, and the marker that its source text would leave."""
+
+    def _reconstruct_persistent_obj(meta):
+        exec(meta["module_src"])
+
+    holder = types.ModuleType("torch_utils.persistence")
+    _reconstruct_persistent_obj.__module__ = holder.__name__
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    holder._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, "torch_utils.persistence", holder)
+    marker, file = tmp_path / "ran", tmp_path / "network-snapshot-000005.pkl"
+    file.write_bytes(pickle.dumps({"model": Persistent(*stored("sd15-scales-step9000"), marker)}))
+    return file, marker
+
+
+def test_a_published_file_becomes_a_table_and_none_of_it_runs(published, tmp_path, capsys):
+    file, marker = published
+    for name in ("table.json", "table.safetensors"):
+        main([str(file), str(tmp_path / name)])
+        table = load_table(str(tmp_path / name))
+        expected = torch.tensor(TABLES["sd15-scales-step9000"]["scale_dir"])
+        torch.testing.assert_close(table.scale_dir, expected, rtol=1e-6, atol=1e-6)
+        assert (table.schedule, table.rho) == ("discrete", 1.0)
+        assert table.info["guidance_rate"] == 7.5
+    assert not marker.exists()
+    assert "10 intervals, 2 probes" in capsys.readouterr().out
+
+
+class Attack:
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("place", ["top", "inside", "storage"])
+@pytest.mark.parametrize(("function", "name"), [(os.system, "system"), (eval, "eval"), (torch.load, "load")])
+def test_a_foreign_name_is_refused_and_not_run(published, tmp_path, place, function, name):
+    file, marker = published
+    command = {"eval": f"open({str(marker)!r}, 'w')"}.get(name, f"touch {marker}")
+    attack = Attack(function, command)
+    if place == "storage":  # a second pickle, in the bytes of a tensor
+        inner = pickle.dumps(attack)
+        attack = Attack(torch.storage._load_from_bytes, inner)
+    parameters, settings = stored("sd15-best")
+    content = {"model": Persistent(parameters, settings | {"extra": attack}, marker) if place == "inside" else attack}
+    file.write_bytes(pickle.dumps(content))
+    message = "cannot be read" if place == "storage" else rf"names '[\w.]+\.{name}'.*nothing was run"
+    with pytest.raises(UsageError, match=message):
+        read_snapshot(file)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps({"model": 1}), pickle.dumps([])])
+def test_other_files_are_one_clear_error(tmp_path, content):
+    file = tmp_path / "other.pkl"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match="cannot be read as a solver table"):
+        read_snapshot(file)
+    with pytest.raises(UsageError, match="No such file"):
+        read_snapshot(tmp_path / "nowhere.pkl")
+
+
+def test_another_class_is_refused(published):
+    file, _ = published
+    content = io.BytesIO(file.read_bytes().replace(b"EPD_predictor", b"XYZ_predictor"))
+    file.write_bytes(content.getvalue())
+    with pytest.raises(UsageError, match="'XYZ_predictor' and no 'EPD_predictor'"):
+        read_snapshot(file)
