@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shapes_training.cards import benchmark_table, environment_line, percent, table, training_table
-from shapes_training.sd_turbo import START
 
 _INTRODUCTION = {
     "sd": """\
@@ -37,7 +36,7 @@ where the caption decides what goes where. The text encoder starts from the text
 shapes CLIP.""",
     "sd-turbo": """\
 No distillation: the renderer makes a layout that is a fixed function of noise and caption, and the
-network regresses it. It starts from the multi-step model's weights `{start}`.""",
+network regresses it. It starts from the weights of the model `sd`.""",
 }
 
 _CARD = """\
@@ -106,7 +105,7 @@ def card(name: str, figures: dict) -> str:
         backend=_BACKEND[name],
         benchmark=benchmark_table(figures["benchmark"]),
         solvers=_solver_section(figures["solvers"]) if "solvers" in figures else "",
-        about_training=_TRAINING[name].format(start=START),
+        about_training=_TRAINING[name],
         training=training_table(stages),
         **figures["parameters"],
         psnr=autoencoder["psnr_db"],

@@ -17,7 +17,7 @@ from t2ialign_solvers.ddim import Ddim
 from t2ialign_solvers.multistep import DpmSolverPlusPlus2M, Ipndm
 from t2ialign_solvers.single_step import Dpm2, Heun
 
-ONE_EVALUATION, TWO_EVALUATIONS = (2, 3, 5, 10, 20, 50), (2, 3, 5, 10)
+ONE_EVALUATION, TWO_EVALUATIONS = (2, 3, 5, 10, 20), (2, 3, 5, 10)
 """Steps of solvers with one and with two evaluations a step."""
 
 SOLVERS = {

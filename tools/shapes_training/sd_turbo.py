@@ -1,7 +1,7 @@
 """The one-step generator in the format of Stable Diffusion, as SD-Turbo is.
 
 It is no distillation: like the Sana Sprint model it regresses the renderer's own map from (noise,
-caption) to a picture, and only starts from the multi-step generator's weights.
+caption) to a picture, and only starts from the weights of the multi-step generator.
 """
 
 from __future__ import annotations
@@ -24,10 +24,7 @@ from shapes_training.workdir import read_tensors
 from t2ialign_shapes.render import coverage, render
 from t2ialign_shapes.world import SIZE
 
-RECIPE = Recipe(steps=3000, batch=64, learning_rate=1.5e-3, warmup=60, ema=0.998, evaluate_every=500)
-
-START = "snapshot-001000"
-"""Weights of the multi-step generator to start from; an early snapshot knows the words already."""
+RECIPE = Recipe(steps=1600, batch=64, learning_rate=1.5e-3, warmup=60, ema=0.998, evaluate_every=400)
 
 
 @torch.no_grad()
@@ -47,7 +44,7 @@ def draw_pairs(
 def run(work: Path, autoencoder: AutoencoderKL, recipe: Recipe = RECIPE) -> StableDiffusionTurbo:
     """Train the generator, or load the trained one."""
     model = StableDiffusionTurbo()
-    model.load_state_dict(read_tensors(work / "sd" / f"{START}.safetensors"))
+    model.load_state_dict(read_tensors(work / "sd" / "final.safetensors"))
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         prompts, noise, target, weight = draw_pairs(autoencoder, recipe.batch, generator)
