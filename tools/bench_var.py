@@ -50,10 +50,11 @@ class Bench:
     images: int
     guidance: float
     rank: int
+    targets: list[str]
     device: torch.device
 
     def __post_init__(self) -> None:
-        self.adapter = Adapter(self.transformer, LoraConfig(rank=self.rank), VarConfig().lora_targets())
+        self.adapter = Adapter(self.transformer, LoraConfig(rank=self.rank), self.targets)
         self.space = LoraSpace(self.adapter, ["A", "B"])
         shapes = {name: p.shape for name, p in self.space.parameters.items()}
         self.draw = Noise(shapes, 1).of(0, 0, self.device)
@@ -118,13 +119,14 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 @torch.no_grad()
-def measure(bench: Bench, rounds: int) -> None:
+def measure(bench: Bench, stages: list[str], rounds: int) -> None:
     """Print one line per stage."""
     total = bench.members * bench.images
     print(f"{total} images: {bench.members} members x {bench.images}, rank {bench.rank}; images/s")
     names = ("cached", "uncached", "population", "one by one")
     print(f"{'':10}" + "".join(f"{name:>12}" for name in (*names, "cache gain", "pop/plain", "pop/single")))
-    for stage, decode in (("features", False), ("images", True)):
+    for stage in stages:
+        decode = stage == "images"
         runs = [
             partial(bench.plain, decode, with_cache),
             partial(bench.plain, decode, without_cache),
@@ -154,6 +156,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="images per member")
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--guidance", type=float, default=1.5)
+    parser.add_argument("--stages", nargs="+", choices=("features", "images"), default=["features", "images"])
+    parser.add_argument("--targets", nargs="+", default=VarConfig().lora_targets(), help="adapted layers")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -164,7 +168,7 @@ def main() -> None:
         backend = VarBackend(VarConfig(checkpoint=arguments.checkpoint, dtype=arguments.dtype), device)
         models = backend.transformer, backend.vqvae
     size = (arguments.members, arguments.images, arguments.guidance, arguments.rank)
-    measure(Bench(*models, *size, device), arguments.rounds)
+    measure(Bench(*models, *size, arguments.targets, device), arguments.stages, arguments.rounds)
 
 
 if __name__ == "__main__":
