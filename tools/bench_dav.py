@@ -46,7 +46,7 @@ def measure(path: Path, overrides: list[str], rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, search in searches.items():
             start = clock(problem.device)
-            _, costs[name] = explore(problem, search, batch.conditioning, batch.seeds, 1.0)
+            _, costs[name] = explore(problem, search, batch.conditioning, batch.seeds, 1.0, problem.world)
             best[name] = min(best[name], clock(problem.device) - start)
     count = len(batch.seeds)
     return {

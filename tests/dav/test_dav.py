@@ -41,7 +41,7 @@ def gain(run, reward):
     ("optimizer", "reward"),
     [
         ({}, "toy-redness"),
-        ({"value_gradient": False, "particles": 16}, "toy-lightness"),
+        ({"value_gradient": False, "particles": 16, "alpha": 0.1}, "toy-lightness"),
         ({"target": "sample", "weight_cap": 1.0, "initial_search": True}, "toy-redness"),
         ({"hill_climbing": False, "improve_steps": 2, "accumulation": 2}, "toy-redness"),
         ({"kind": "dav-upstream", "particles": 16, "accumulation": 6}, "toy-redness"),
@@ -123,7 +123,7 @@ def counted(spec):
     backend.forwards = backend.decodes = backend.backwards = 0
     from t2ialign_dav.explore import explore
 
-    _, cost = explore(problem, optimizer.search, batch.conditioning, batch.seeds, 1.0)
+    _, cost = explore(problem, optimizer.search, batch.conditioning, batch.seeds, 1.0, World())
     seen = (backend.forwards, backend.decodes, backend.backwards)
     return tuple(count / len(batch.seeds) for count in seen), (cost.forwards, cost.decodes, cost.backwards)
 

@@ -4,6 +4,7 @@ None of them is shipped; what they share with DAV (log-densities, transitions wi
 """
 
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_flow_sde_keeps_the_marginals_of_the_flow():
     path, sampler, spread = FlowPath(), FlowSde(FlowSdeConfig(steps=400, noise=0.7)), 0.3
     torch.manual_seed(0)
     x, times = torch.randn(20000), sampler.times(path)
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         x0 = x * (1 - t) * spread**2 / ((1 - t) ** 2 * spread**2 + t**2)
         mean, std = sampler.transition(path, x, Prediction(x0, (x - (1 - t) * x0) / t), t, s)
         x = mean + std * torch.randn_like(x)

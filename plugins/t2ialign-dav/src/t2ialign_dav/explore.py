@@ -13,6 +13,7 @@ from torch import Tensor
 from t2ialign import StepSampler, UsageError
 from t2ialign.batching import with_oom_retry
 from t2ialign.conditioning import Conditioning
+from t2ialign.distributed import World
 from t2ialign.problem import Problem
 from t2ialign_dav import e_step
 from t2ialign_dav.config import WeightingConfig
@@ -22,6 +23,8 @@ from t2ialign_dav.model import Draws, Model
 
 #: Images that the unit of the reward is measured on.
 MEASURED = 64
+#: Images of a step that are worth a look.
+SHOWN = 8
 
 
 def step_sampler(problem: Problem) -> StepSampler:
@@ -66,13 +69,18 @@ def explore(
     conditioning: Conditioning,
     seeds: Sequence[int],
     unit: float,
+    world: World,
 ) -> tuple[Trajectories, Cost]:
-    """One trajectory for every row of the conditioning, searched by all ranks together.
+    """One trajectory for every row of the conditioning, each searched by one of the ranks.
+
+    Args:
+        unit: what rewards are divided by.
+        world: the ranks that call this.
 
     Returns:
         All trajectories, and what this rank's cost on average.
     """
-    world, backend = problem.world, problem.backend
+    backend = problem.backend
     share = -(-len(seeds) // world.size)
     mine = [row % len(seeds) for row in range(world.rank * share, (world.rank + 1) * share)]
 
@@ -93,10 +101,13 @@ def lockstep_search(config: WeightingConfig, model: Model, sampler: StepSampler,
     return e_step.search(model, sampler, draws, posterior, config.particles, config.initial)
 
 
-def report(problem: Problem, prompts: Sequence[str], found: Trajectories, cost: Cost) -> dict[str, float]:
+def report(
+    problem: Problem, conditioning: Conditioning, seeds: Sequence[int], found: Trajectories, cost: Cost
+) -> dict[str, float]:
     """Metrics of a search: rewards and diversity of its images, its diagnostics, and what a trajectory cost."""
-    scores = problem.rewards.score(found.images, prompts, micro_batch=problem.micro_batch)
-    scores |= problem.rewards.compare(found.images, prompts)
+    prompts, rewards = conditioning.prompts, problem.rewards
+    scores = rewards.score(found.images, prompts, micro_batch=problem.micro_batch)
+    scores |= rewards.compare(found.images, prompts, problem.references(conditioning, seeds))
     means = {f"reward/{name}": values[values.isfinite()] for name, values in scores.items()}
     means |= {f"search/{name}": values for name, values in found.diagnostics.items()}
     return {name: values.mean().item() for name, values in means.items() if len(values)} | {

@@ -18,13 +18,10 @@ from t2ialign.problem import Batch, Problem
 from t2ialign_dav import upstream
 from t2ialign_dav.config import DavConfig, DavUpstreamConfig
 from t2ialign_dav.e_step import Trajectories
-from t2ialign_dav.explore import explore, lockstep_search, report, reward_unit, step_sampler
+from t2ialign_dav.explore import SHOWN, explore, lockstep_search, report, reward_unit, step_sampler
 from t2ialign_dav.gaussian import noise_levels
 from t2ialign_dav.m_step import Buffer, Objective, Policy, Progress, improve, likelihood, shuffled
 from t2ialign_dav.model import Draws, Model
-
-#: Images of a step that are worth a look.
-SHOWN = 8
 
 
 class Loop(LoraOptimizer):
@@ -50,12 +47,13 @@ class Loop(LoraOptimizer):
         )
 
     def step(self, index: int) -> StepResult:
-        batch = self.problem.draw(index)
-        with nullcontext() if self.config.hill_climbing else self.problem.base():
-            found, cost = explore(self.problem, self.search, batch.conditioning, batch.seeds, self.unit)
+        problem, batch = self.problem, self.problem.draw(index)
+        with nullcontext() if self.config.hill_climbing else problem.base():
+            found, cost = explore(problem, self.search, batch.conditioning, batch.seeds, self.unit, problem.world)
         progress = self.learn(index, batch, found)
+        metrics = report(problem, batch.conditioning, batch.seeds, found, cost)
         learnt = {f"learn/{name}": value for name, value in progress._asdict().items()}
-        return StepResult(report(self.problem, batch.conditioning.prompts, found, cost) | learnt, found.images[:SHOWN])
+        return StepResult(metrics | learnt, found.images[:SHOWN])
 
     def learn(self, index: int, batch: Batch, found: Trajectories) -> Progress:
         """The M-step on all noisy transitions of the found trajectories."""

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from t2ialign import Optimizer, State, StepResult
 from t2ialign.conditioning import Conditioning
+from t2ialign.distributed import World
 from t2ialign.images import save_png
 from t2ialign.problem import Problem
 from t2ialign_dav.config import DavSearchConfig
-from t2ialign_dav.cost import Cost
 from t2ialign_dav.e_step import Trajectories
-from t2ialign_dav.explore import explore, lockstep_search, report, reward_unit, step_sampler
+from t2ialign_dav.explore import SHOWN, explore, lockstep_search, report, reward_unit, step_sampler
 from t2ialign_dav.model import Draws, Model
 
 
@@ -34,25 +34,26 @@ class DavSearch(Optimizer):
         """What rewards are divided by before the temperature divides them."""
         return reward_unit(self.problem, self.config.reward_unit)
 
-    def explore(self, conditioning: Conditioning, seeds: Sequence[int]) -> tuple[Trajectories, Cost]:
-        return explore(self.problem, self.search, conditioning, seeds, self.unit)
-
     def search(self, model: Model, draws: Draws) -> Trajectories:
         return lockstep_search(self.config, model, self.sampler, draws)
 
     def step(self, index: int) -> StepResult:
         batch = self.problem.draw(index)
-        prompts = batch.conditioning.prompts
-        found, cost = self.explore(batch.conditioning, batch.seeds)
-        if self.problem.output is not None and self.problem.world.is_main:
+        world = self.problem.world
+        found, cost = explore(self.problem, self.search, batch.conditioning, batch.seeds, self.unit, world)
+        if self.problem.output is not None and world.is_main:
             self.problem.output.mkdir(parents=True, exist_ok=True)
-            for row, (image, prompt, seed) in enumerate(zip(found.images, prompts, batch.seeds, strict=True)):
+            for row, (image, prompt, seed) in enumerate(
+                zip(found.images, batch.conditioning.prompts, batch.seeds, strict=True)
+            ):
                 file = self.problem.output / f"{index:05d}-{row:04d}.png"
                 save_png(image, file, {"prompt": prompt, "seed": str(seed)})
-        return StepResult(report(self.problem, prompts, found, cost), found.images[:8])
+        metrics = report(self.problem, batch.conditioning, batch.seeds, found, cost)
+        return StepResult(metrics, found.images[:SHOWN])
 
     def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
-        return self.explore(conditioning, seeds)[0].images
+        """Searched images; like all generation for evaluations, by one rank alone."""
+        return explore(self.problem, self.search, conditioning, seeds, self.unit, World())[0].images
 
     def state(self) -> State:
         return State()
