@@ -45,7 +45,7 @@ class Archive:
                 images.save_png(picture, folder / f"{stem}.png", texts)
             if found.noise is not None:
                 noise = found.noise[None].cpu().contiguous()
-                save_file({"latents": noise}, folder / "latents.safetensors", metadata=texts)
+                save_file({"latents": noise}, folder / "latents.safetensors")
             lines = [json.dumps({name: finite(value) for name, value in line.items()}) for line in found.trajectory]
             (folder / "trajectory.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
             summary = {

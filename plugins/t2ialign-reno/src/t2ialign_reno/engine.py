@@ -199,7 +199,7 @@ class Engine:
         iteration = int(self.best_iteration[row])
         seed, noise = self.method.best(self.point, row, search, iteration)
         trajectory = [
-            {"iteration": i, **{name: values[row, i].item() for name, values in self.history.items()}}
+            {"iteration": i, **{name: self.history[name][row, i].item() for name in sorted(self.history)}}
             for i in range(seen)
         ]
         return Found(search, seed, noise, self.best_reward[row].item(), iteration, trajectory)
