@@ -1,0 +1,43 @@
+"""The shapes world: a real multi-step model in Stable Diffusion's format."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from t2ialign import runner
+from t2ialign import spec as specs
+from t2ialign.progress import Display
+from t2ialign_solvers.table import load_table
+
+SPEC = Path(__file__).parents[2] / "specs/ppo-epd-shapes.toml"
+SMALL = ["run.steps=2", "prompts.per_step=2", "evaluation.limit=4", "optimizer.validation_images=2"]
+pytestmark = pytest.mark.slow
+
+
+def test_the_mean_table_gains_on_held_out_prompts(tmp_path):
+    run = runner.start(specs.load(SPEC, [f'run.out="{tmp_path}"']), Display(quiet=True))
+    gain = json.loads((run.path / "evaluation/summary.json").read_text())["paired"]["tuned"]["agreement"]
+    assert gain["difference"] >= 3 * gain["se"] > 0
+
+
+def test_two_processes_give_the_result_of_one(tmp_path):
+    overrides = [text for item in [*SMALL, f'run.out="{tmp_path}"'] for text in ("--set", item)]
+    run = ["-m", "t2ialign", "run", str(SPEC), *overrides]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for command in ([sys.executable, *run], [*launch, *run]):
+        subprocess.run(command, check=True, timeout=600, env=environment, capture_output=True)
+    one, two = (load_table(str(tmp_path / name / "export/table.json")) for name in (f"{SPEC.stem}", f"{SPEC.stem}-2"))
+    assert torch.allclose(one.positions, two.positions, atol=1e-4)
+    assert torch.allclose(one.weights, two.weights, atol=1e-4)
+    first, second = (tmp_path / name / "metrics.jsonl" for name in (SPEC.stem, f"{SPEC.stem}-2"))
+    for a, b in zip(first.read_text().splitlines(), second.read_text().splitlines(), strict=True):
+        ours, theirs = json.loads(a), json.loads(b)
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
