@@ -29,14 +29,14 @@ def spec_file(tmp_path: Path) -> Path:
 
 LIGHT = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()  # wall time would measure what else the machine does
 from t2ialign.cli import app
 try:
     app(sys.argv[1:])
 except SystemExit as stop:
     assert not stop.code, stop.code
 heavy = {"torch", "diffusers", "transformers", "peft"} & set(sys.modules)
-print(f"HEAVY={sorted(heavy)} SECONDS={time.perf_counter() - start:.3f}", file=sys.stderr)
+print(f"HEAVY={sorted(heavy)} SECONDS={time.process_time() - start:.3f}", file=sys.stderr)
 """
 
 
@@ -45,15 +45,10 @@ print(f"HEAVY={sorted(heavy)} SECONDS={time.perf_counter() - start:.3f}", file=s
 )
 def test_light_commands_import_nothing_heavy_and_answer_in_a_second(arguments, spec_file):
     arguments = [str(spec_file) if a == "SPEC" else a for a in arguments]
-    seconds = []
-    for _ in range(3):  # the machine may be busy: the best of three counts
-        done = t2ialign(*arguments, code=LIGHT)
-        assert done.returncode == 0, done.stderr
-        assert "HEAVY=[]" in done.stderr
-        seconds.append(float(re.search(r"SECONDS=([\d.]+)", done.stderr)[1]))
-        if seconds[-1] < 1:
-            break
-    assert min(seconds) < 1
+    done = t2ialign(*arguments, code=LIGHT)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY=[]" in done.stderr
+    assert float(re.search(r"SECONDS=([\d.]+)", done.stderr)[1]) < 1
 
 
 def test_validate_prints_the_plan(spec_file):
