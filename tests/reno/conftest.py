@@ -10,10 +10,10 @@ import pytest
 import tomli_w
 import toy
 from torch import Tensor
-from t2ialign_reno import plugin
 
 import t2ialign
 from t2ialign import plugins
+from t2ialign_reno import plugin
 
 
 class ToyTwice(t2ialign.Sampler):

@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor
+
 from t2ialign_reno.noise_optimization import Ascent, ascend, clip, keep_best, objective_gradient, start
 from t2ialign_reno.objective import minimum_penalty, noise_penalty, noise_penalty_gradient, norms
-from torch import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REGULARISER = load_file(GOLDEN / "reno_regulariser.safetensors")
