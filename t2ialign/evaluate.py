@@ -56,40 +56,50 @@ def items_of(prompts: Sequence[str], images_per_prompt: int, seed: int) -> Items
 @torch.no_grad()
 def score(
     problem: Problem,
-    generate: Generate,
+    variants: Mapping[str, Generate],
     wanted: Items,
     folder: Path | None = None,
     tick: Callable[[int], None] = lambda n: None,
-) -> Scores:
-    """Generate and score all items in micro-batches.
+) -> dict[str, Scores]:
+    """Generate and score all items in micro-batches, every variant on the same ones.
 
     Args:
-        folder: where to write the images as PNG, if anywhere.
+        variants: name -> how it draws images.
+        folder: where to write the images as PNG, a folder per variant, if anywhere.
         tick: called with the number of images done since the last call.
 
     Returns:
-        name -> raw scores (images,), on the CPU.
+        variant -> reward -> raw scores (images,), on the CPU.
     """
     distinct = list(dict.fromkeys(wanted.prompts))
     conditioning = problem.backend.encode(distinct)
     row_of = {prompt: row for row, prompt in enumerate(distinct)}
-    parts: list[Scores] = []
+    parts: dict[str, list[Scores]] = {name: [] for name in variants}
     per_prompt = problem.spec.evaluation.images_per_prompt
     for rows in split(len(wanted.prompts), per_prompt * max(1, problem.micro_batch // per_prompt)):  # whole prompts
         prompts, seeds = wanted.prompts[rows], wanted.seeds[rows]
         part = conditioning[[row_of[prompt] for prompt in prompts]]
-        batch = generate(part, seeds)
-        # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
         references = problem.references(part, seeds)
-        scores = problem.rewards.score(batch, part.prompts, references=references)
-        scores |= problem.rewards.compare(batch, part.prompts, references)
-        parts.append({name: values.cpu() for name, values in scores.items()})
-        if folder is not None:
-            for offset, image in enumerate(batch):
-                texts = {"prompt": prompts[offset], "seed": str(seeds[offset])}
-                images.save_png(image, folder / f"{rows.start + offset:05d}.png", texts)
-        tick(len(prompts))
-    return {name: torch.cat([part[name] for part in parts]) for name in problem.rewards.reported}
+        for name, generate in variants.items():
+            batch = generate(part, seeds)
+            # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
+            scores = problem.rewards.score(batch, part.prompts, references=references)
+            scores |= problem.rewards.compare(batch, part.prompts, references)
+            parts[name].append({reward: values.cpu() for reward, values in scores.items()})
+            if folder is not None:
+                _save(batch, prompts, seeds, folder / name, rows.start)
+            tick(len(prompts))
+    return {
+        name: {reward: torch.cat([part[reward] for part in chunks]) for reward in problem.rewards.reported}
+        for name, chunks in parts.items()
+    }
+
+
+def _save(batch: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path, first: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for offset, image in enumerate(batch):
+        texts = {"prompt": prompts[offset], "seed": str(seeds[offset])}
+        images.save_png(image, folder / f"{first + offset:05d}.png", texts)
 
 
 def summarise(scores: dict[str, Scores], prompt_index: Tensor, names: Sequence[str]) -> dict[str, Any]:
@@ -166,13 +176,9 @@ def evaluate(
 
     variants: dict[str, Generate] = {"base": base, "tuned": optimizer.generate}
     variants |= {name: other.generate for name, other in (samplers or {}).items()}
-    scores: dict[str, Scores] = {}
     with files.new_folder(folder) as new:
-        for name, generate in variants.items():
-            target = new / name if problem.spec.evaluation.save_images else None
-            if target:
-                target.mkdir()
-            scores[name] = score(problem, generate, wanted, target, tick)
+        target = new if problem.spec.evaluation.save_images else None
+        scores = score(problem, variants, wanted, target, tick)
         summary = summarise(scores, wanted.prompt_index, problem.rewards.reported)
         if samplers:
             summary["cost"] = {name: cost(problem, generate, wanted) for name, generate in variants.items()}

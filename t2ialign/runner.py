@@ -139,9 +139,9 @@ class _Loop:
     def _held_out(self) -> dict[str, float]:
         """Mean of every reward on the evaluation prompts, as the run delivers images now."""
         wanted = items(self.problem)
-        scores = score(self.problem, self.optimizer.generate, wanted)
+        scores = score(self.problem, {"tuned": self.optimizer.generate}, wanted)
         names = self.problem.rewards.reported
-        means = summarise({"tuned": scores}, wanted.prompt_index, names)["variants"]["tuned"]
+        means = summarise(scores, wanted.prompt_index, names)["variants"]["tuned"]
         return {f"evaluation/{name}": means[name]["mean"] for name in names}
 
     @torch.no_grad()
