@@ -136,7 +136,7 @@ def test_one_interrupt_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_
     path = toy_spec(run={"steps": 200, "out": str(toy_spec().parent / "runs"), "checkpoint_every": 100, "name": "r"})
     run = path.parent / "runs" / "r"
     process = child("run", path)
-    while not (run / "metrics.jsonl").exists():
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
