@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -212,8 +213,18 @@ class DiffusersBackend(Backend):
             )
 
     def snippet(self) -> str:
+        return f"{self.snippet_loading()}\n{self._snippet_call('    "a prompt"')}"
+
+    def noise_snippet(self, prompt: str, file: str) -> str:
+        loading = "\n".join(line for line in self.snippet_loading().splitlines() if "lora" not in line)
+        cast = "" if self.config.dtype == "float32" else f".to(torch.{self.config.dtype})"
+        noise = f'latents = load_file({json.dumps(file)})["latents"]{cast}'
+        call = self._snippet_call(f"    {json.dumps(prompt, ensure_ascii=False)},\n    latents=latents")
+        return f"from safetensors.torch import load_file\n{loading}\n{noise}\n{call}"
+
+    def _snippet_call(self, first: str) -> str:
         arguments = "".join(f"    {name}={value!r},\n" for name, value in self.snippet_arguments().items())
-        return f'{self.snippet_loading()}\nimage = pipe(\n    "a prompt",\n{arguments}).images[0]\n'
+        return f"image = pipe(\n{first},\n{arguments}).images[0]\n"
 
     def snippet_loading(self) -> str:
         """First lines of the snippet: the pipeline with the LoRA of the current folder; needs no t2ialign."""
