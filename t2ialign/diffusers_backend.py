@@ -213,7 +213,7 @@ class DiffusersBackend(Backend):
             )
 
     def snippet(self) -> str:
-        return f"{self.snippet_loading()}\n{self._snippet_call('    "a prompt"')}"
+        return self.snippet_loading() + "\n" + self._snippet_call('    "a prompt"')
 
     def noise_snippet(self, prompt: str, file: str) -> str:
         loading = "\n".join(line for line in self.snippet_loading().splitlines() if "lora" not in line)
