@@ -16,7 +16,7 @@ The same world in the format of Stable Diffusion; needs the stage `clip`:
 
     sd-autoencoder  pixels to latents                          about  6
     sd              the multi-step generator                   about 30
-    sd-turbo        the one-step generator                     about 20
+    sd-turbo        the one-step generator                     about 12
     sd-package      evaluate, write checkpoints and cards      about  8
 """
 

@@ -97,7 +97,6 @@ time grid; Euler in its coordinates is DDIM.
 def card(name: str, figures: dict) -> str:
     """The card of ``sd`` or ``sd-turbo``."""
     autoencoder = figures["autoencoder"]
-    stages = {name: figures["training"], "autoencoder": figures["training_autoencoder"]}
     return _CARD.format(
         name=name,
         introduction=_INTRODUCTION[name],
@@ -106,7 +105,7 @@ def card(name: str, figures: dict) -> str:
         benchmark=benchmark_table(figures["benchmark"]),
         solvers=_solver_section(figures["solvers"]) if "solvers" in figures else "",
         about_training=_TRAINING[name],
-        training=training_table(stages),
+        training=training_table(figures["training"]),
         **figures["parameters"],
         psnr=autoencoder["psnr_db"],
         kept=f"{100 * autoencoder['accuracy']:.1f}",

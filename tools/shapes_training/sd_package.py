@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
@@ -29,7 +28,11 @@ def write_package(work: Path, package: Path) -> None:
 def _write_sd(work: Path, folder: Path) -> None:
     autoencoder = sd_autoencoder.run(work)
     save_pipeline(folder, sd.run(work, autoencoder), autoencoder, DDIMScheduler)
-    figures = measure(work, folder, StableDiffusion, sd.RECIPE)
+    figures = measure(folder, StableDiffusion)
+    figures["training"] = {
+        "sd": training(work, "sd", sd.RECIPE),
+        "autoencoder": training(work, "sd-autoencoder", sd_autoencoder.RECIPE),
+    }
     figures["sampling"] = {"steps": StableDiffusion.steps, "guidance": StableDiffusion.guidance}
     figures["solvers"] = sd_solvers.measure(folder, StableDiffusion.guidance)
     write_card(folder, figures)
@@ -38,7 +41,13 @@ def _write_sd(work: Path, folder: Path) -> None:
 def _write_turbo(work: Path, folder: Path) -> None:
     autoencoder = sd_autoencoder.run(work)
     save_pipeline(folder, sd_turbo.run(work, autoencoder), autoencoder, EulerDiscreteScheduler)
-    write_card(folder, measure(work, folder, StableDiffusionTurbo, sd_turbo.RECIPE))
+    figures = measure(folder, StableDiffusionTurbo)
+    figures["training"] = {
+        "sd": training(work, "sd", sd.RECIPE),
+        "sd-turbo": training(work, "sd-turbo", sd_turbo.RECIPE),
+        "autoencoder": training(work, "sd-autoencoder", sd_autoencoder.RECIPE),
+    }
+    write_card(folder, figures)
 
 
 def save_pipeline(folder: Path, model: StableDiffusion, autoencoder: AutoencoderKL, scheduler: type) -> None:
@@ -65,8 +74,8 @@ def load_shipped(folder: Path, kind: type[StableDiffusion]) -> tuple[StableDiffu
     return model.eval().requires_grad_(False), pipeline.vae.eval()
 
 
-def measure(work: Path, folder: Path, kind: type[StableDiffusion], recipe: Any) -> dict:
-    """Figures of a shipped checkpoint, whose folder is named as its stage."""
+def measure(folder: Path, kind: type[StableDiffusion]) -> dict:
+    """Figures of a shipped checkpoint."""
     shipped, autoencoder = load_shipped(folder, kind)
     return {
         "benchmark": score_generator(shipped, autoencoder, PER_FAMILY),
@@ -76,8 +85,6 @@ def measure(work: Path, folder: Path, kind: type[StableDiffusion], recipe: Any) 
             "text_encoder": count_parameters(shipped.text_encoder),
             "vae": count_parameters(autoencoder),
         },
-        "training": training(work, folder.name, recipe),
-        "training_autoencoder": training(work, "sd-autoencoder", sd_autoencoder.RECIPE),
         "environment": environment(),
     }
 

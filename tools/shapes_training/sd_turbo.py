@@ -24,7 +24,7 @@ from shapes_training.workdir import read_tensors
 from t2ialign_shapes.render import coverage, render
 from t2ialign_shapes.world import SIZE
 
-RECIPE = Recipe(steps=1600, batch=64, learning_rate=1.5e-3, warmup=60, ema=0.998, evaluate_every=400)
+RECIPE = Recipe(steps=1200, horizon=1600, batch=64, learning_rate=1.5e-3, warmup=60, ema=0.998, evaluate_every=400)
 
 
 @torch.no_grad()
