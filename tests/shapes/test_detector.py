@@ -75,9 +75,7 @@ def test_an_empty_picture_shows_nothing():
 
 
 def test_noise_and_saturated_pictures_do_not_break_it():
-    images = torch.cat(
-        [torch.rand(8, 3, 32, 32), torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)]
-    )
+    images = torch.cat([torch.rand(8, 3, 32, 32), torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)])
     assert not detector.check(images, [parse("a red circle")] * 10).any()
 
 

@@ -16,9 +16,7 @@ from t2ialign_shapes.captions import Caption
 from t2ialign_shapes.layout import sample_layout
 from t2ialign_shapes.render import render
 
-RECIPE = Recipe(
-    steps=1200, batch=64, learning_rate=3e-3, weight_decay=1e-4, warmup=50, evaluate_every=300
-)
+RECIPE = Recipe(steps=1200, batch=64, learning_rate=3e-3, weight_decay=1e-4, warmup=50, evaluate_every=300)
 
 LATENT_NOISE = 0.1
 """Noise on the latents during training: a generator's latents will not be exact."""

@@ -26,9 +26,7 @@ CHUNK = 64
 
 
 @torch.no_grad()
-def generate(
-    model: Generator, autoencoder: AutoencoderDC | AutoencoderKL, prompts: list[str], noise: Tensor
-) -> Tensor:
+def generate(model: Generator, autoencoder: AutoencoderDC | AutoencoderKL, prompts: list[str], noise: Tensor) -> Tensor:
     """Images [B, 3, 32, 32] in [0, 1]."""
     starts = range(0, len(prompts), CHUNK)
     chunks = (model(noise[i : i + CHUNK], prompts[i : i + CHUNK]) for i in starts)
@@ -83,9 +81,6 @@ def summarize(captions: list[Caption], right: Tensor, grade: Tensor) -> dict:
             "se": round(math.sqrt(p * (1 - p) / n), 4),
             "graded": round(grade[rows[family]].mean().item(), 4),
         }
-    mean = {
-        key: round(sum(f[key] for f in families.values()) / len(families), 4)
-        for key in ("accuracy", "graded")
-    }
+    mean = {key: round(sum(f[key] for f in families.values()) / len(families), 4) for key in ("accuracy", "graded")}
     se = math.sqrt(sum(f["se"] ** 2 for f in families.values())) / len(families)
     return {"n": len(captions), **mean, "se": round(se, 4), "families": families}

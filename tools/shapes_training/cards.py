@@ -162,10 +162,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def benchmark_table(benchmark: dict) -> str:
     """Accuracy and graded score per family."""
     results = {**benchmark["families"], "**overall**": benchmark}
-    rows = [
-        [name, str(result["n"]), percent(result), f"{result['graded']:.3f}"]
-        for name, result in results.items()
-    ]
+    rows = [[name, str(result["n"]), percent(result), f"{result['graded']:.3f}"] for name, result in results.items()]
     return table(["family", "n", "accuracy % (se)", "graded"], rows)
 
 
@@ -184,8 +181,7 @@ def training_table(stages: dict[str, dict]) -> str:
     """What each stage took."""
     columns = ("steps", "batch", "learning_rate", "seed", "final_loss")
     rows = [
-        [name, *(str(stage[column]) for column in columns)]
-        + [f"{stage[key] / 60:.1f}" for key in ("wall_s", "cpu_s")]
+        [name, *(str(stage[column]) for column in columns)] + [f"{stage[key] / 60:.1f}" for key in ("wall_s", "cpu_s")]
         for name, stage in stages.items()
     ]
     return table(["stage", *(c.replace("_", " ") for c in columns), "wall min", "CPU min"], rows)

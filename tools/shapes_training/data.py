@@ -74,9 +74,7 @@ def couple(captions: list[Caption], noise: Tensor, fade: bool = False) -> Layout
     layout.colors = canonical_colors(captions)
     size_channel, background_channel = SIZE_AND_BACKGROUND_CHANNEL[noise.shape[1]]
     mean = noise.mean((2, 3)) * LATENT_SIZE  # [B, C], each unit Gaussian
-    layout.background = torch.where(
-        layout.background < 0, (mean[:, background_channel] > 0).long(), layout.background
-    )
+    layout.background = torch.where(layout.background < 0, (mean[:, background_channel] > 0).long(), layout.background)
     quantile = torch.special.ndtr(mean[:, size_channel])
     counting = torch.tensor([caption.things[0].count > 1 for caption in captions])
     for (n, relation), rows in group_by_placement(captions).items():

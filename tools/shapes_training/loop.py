@@ -191,9 +191,7 @@ class _Run:
         self.swap()
         stage.model.eval()
         result = {"step": self.done, **stage.evaluate()}
-        write_tensors(
-            stage.folder / f"snapshot-{self.done:06d}.safetensors", stage.model.state_dict()
-        )
+        write_tensors(stage.folder / f"snapshot-{self.done:06d}.safetensors", stage.model.state_dict())
         stage.model.train()
         self.swap()
         append_json_line(stage.folder / "evaluation.jsonl", result)

@@ -26,9 +26,7 @@ from shapes_training.workdir import read_tensors, write_json
 from t2ialign_shapes import detector, judge
 from t2ialign_shapes.captions import FAMILIES, Caption
 
-RECIPE = Recipe(
-    steps=500, batch=64, learning_rate=4e-4, betas=(0.9, 0.98), weight_decay=0.02, warmup=20
-)
+RECIPE = Recipe(steps=500, batch=64, learning_rate=4e-4, betas=(0.9, 0.98), weight_decay=0.02, warmup=20)
 
 SNAPSHOTS = {"sprint": (0.25, 0.5), "sprint-washed": (0.25, 0.5)}
 """Progress of the unfinished generators that supply pictures besides the final ones."""
@@ -86,9 +84,7 @@ def draw_judged(
     return captions, torch.cat([generated, rendered])
 
 
-def loss(
-    model: ShapesClip, captions: list[Caption], images: Tensor, generator: torch.Generator
-) -> Tensor:
+def loss(model: ShapesClip, captions: list[Caption], images: Tensor, generator: torch.Generator) -> Tensor:
     """Sigmoid loss on every image-text pair: does this picture show this caption?"""
     texts = captions + negatives(captions, generator)
     true = judge.matrix(detector.detect(images), judge.require(texts)).float()
@@ -113,9 +109,7 @@ def area_under_curve(score: Tensor, right: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(
-    model: ShapesClip, generator: SanaSprint, autoencoder: AutoencoderDC, per_family: int = 120
-) -> dict:
+def evaluate(model: ShapesClip, generator: SanaSprint, autoencoder: AutoencoderDC, per_family: int = 120) -> dict:
     """Agreement of the score with the exact judge on a generator's pictures, other noise."""
     captions, images = benchmark_images(generator, autoencoder, per_family, seed=1)
     right, grade = detector.check(images, captions), detector.graded(images, captions)
@@ -126,9 +120,7 @@ def evaluate(
         "n": len(captions),
         "auc": round(area_under_curve(score, right), 4),
         "correlation_graded": round(torch.corrcoef(torch.stack([score, grade]))[0, 1].item(), 4),
-        "families": {
-            name: round(area_under_curve(score[row], right[row]), 4) for name, row in rows.items()
-        },
+        "families": {name: round(area_under_curve(score[row], right[row]), 4) for name, row in rows.items()},
     }
 
 

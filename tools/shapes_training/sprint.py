@@ -33,9 +33,7 @@ RECIPE = Recipe(
 )
 """Stops on purpose before the model is as good as it can get: alignment needs mistakes to mend."""
 
-WASHED_RECIPE = Recipe(
-    steps=500, batch=64, learning_rate=1e-3, warmup=40, ema=0.98, evaluate_every=125
-)
+WASHED_RECIPE = Recipe(steps=500, batch=64, learning_rate=1e-3, warmup=40, ema=0.98, evaluate_every=125)
 
 OBJECT_WEIGHT = 4.0
 """Weight of latent cells that differ from the empty background, which fills most of a picture."""
@@ -78,9 +76,7 @@ def run(work: Path, autoencoder: AutoencoderDC, recipe: Recipe = RECIPE) -> Sana
     return _train("sprint", work, SanaSprint(), autoencoder, fade=False, recipe=recipe)
 
 
-def run_washed(
-    work: Path, autoencoder: AutoencoderDC, recipe: Recipe = WASHED_RECIPE
-) -> SanaSprint:
+def run_washed(work: Path, autoencoder: AutoencoderDC, recipe: Recipe = WASHED_RECIPE) -> SanaSprint:
     """Continue the clean generator on faded pictures, or load the trained one."""
     model = SanaSprint()
     model.load_state_dict(read_tensors(work / "sprint" / "final.safetensors"))

@@ -130,9 +130,7 @@ def _is_valid(caption: Caption) -> bool:
 def enumerate_captions(family: str) -> Iterator[Caption]:
     """Yield every caption of a family once, in a fixed order, those without background first."""
     pairs = list(permutations(SHAPES, 2))
-    colored_pairs = [
-        (Thing(a, c), Thing(b, d)) for (a, b), (c, d) in product(pairs, permutations(COLORS, 2))
-    ]
+    colored_pairs = [(Thing(a, c), Thing(b, d)) for (a, b), (c, d) in product(pairs, permutations(COLORS, 2))]
     plain_pairs = [(Thing(a), Thing(b)) for a, b in pairs]
     captions = {
         "single_object": [Caption((Thing(shape),)) for shape in SHAPES],
@@ -142,10 +140,7 @@ def enumerate_captions(family: str) -> Iterator[Caption]:
             for count, color, shape in product(COUNT_WORDS, (None, *COLORS), SHAPES)
         ],
         "colors": [Caption((Thing(shape, color),)) for color, shape in product(COLORS, SHAPES)],
-        "position": [
-            Caption(pair, relation)
-            for relation, pair in product(RELATIONS, plain_pairs + colored_pairs)
-        ],
+        "position": [Caption(pair, relation) for relation, pair in product(RELATIONS, plain_pairs + colored_pairs)],
         "color_attr": [Caption(pair) for pair in colored_pairs],
     }[family]
     for background in (None, *BACKGROUNDS):

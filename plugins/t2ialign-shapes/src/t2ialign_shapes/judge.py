@@ -71,18 +71,14 @@ def require(captions: Sequence[Caption], device: torch.device | str = "cpu") -> 
         )
         for caption in captions
     ]
-    return Requirements(
-        *(torch.tensor(column, device=device) for column in zip(*rows, strict=True))
-    )
+    return Requirements(*(torch.tensor(column, device=device) for column in zip(*rows, strict=True)))
 
 
 def expect(layout: Layout) -> Detections:
     """What a perfect detector would report for rendered layouts."""
     from t2ialign_shapes.detector import Detections
 
-    return Detections(
-        layout.present, layout.shapes, layout.colors, layout.centers, layout.background
-    )
+    return Detections(layout.present, layout.shapes, layout.colors, layout.centers, layout.background)
 
 
 def matrix(found: Detections, wanted: Requirements) -> Tensor:
