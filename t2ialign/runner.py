@@ -175,7 +175,7 @@ def evaluate_run(
     """Write the run's ``evaluation`` folder; further samplers are variants beside base and tuned."""
     others = {name: problem.with_sampler(chosen) for name, chosen in (samplers or {}).items()}
     total = (2 + len(others)) * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
-    with display.bar(" and ".join(["evaluating base", "tuned", *others]), total) as bar:
+    with display.bar("evaluating " + ", ".join(["base", "tuned", *others]), total) as bar:
         return evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
 
 
