@@ -18,7 +18,7 @@ from t2ialign.export import write_lora
 from t2ialign_var.backend import VarBackend
 from t2ialign_var.classes import imagenet
 from t2ialign_var.config import VarConfig
-from t2ialign_var.loading import load_lora, read_tensors
+from t2ialign_var.loading import read_tensors
 from t2ialign_var.sampling import DrawTokens, sample_features, with_cache, without_cache
 
 TARGETS = VarConfig().lora_targets()
@@ -102,7 +102,7 @@ def test_an_exported_lora_loads_into_a_fresh_backend(backend: VarBackend, checkp
 
 def test_a_lora_of_another_model_is_refused(backend: VarBackend, checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "pytorch_lora_weights.safetensors"
-    with pytest.raises(UsageError, match="has no pytorch_lora_weights"):
+    with pytest.raises(UsageError, match="no readable LoRA"):
         backend.load_lora(tmp_path)
     save_file({"transformer.blocks.7.ffn.fc1.lora_A.weight": torch.zeros(2, 64)}, path)
     with pytest.raises(UsageError, match=r"another model.*blocks\.7\.ffn\.fc1"):
@@ -112,7 +112,7 @@ def test_a_lora_of_another_model_is_refused(backend: VarBackend, checkpoint: Pat
         backend.load_lora(tmp_path)
     save_file({"transformer.head.lora_A.weight": torch.zeros(2, 64)}, path)
     with pytest.raises(UsageError, match=r"lacks.*head\.lora_B"):
-        load_lora(VarBackend(config(checkpoint)).trainable, tmp_path)
+        VarBackend(config(checkpoint)).load_lora(tmp_path)
 
 
 def test_the_snippet_of_the_model_card_runs(

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from t2ialign import Backend, BackendInfo, Sampler, UsageError, checkpoints
 from t2ialign.conditioning import Conditioning
+from t2ialign.export import FILE
+from t2ialign.lora_file import load_lora_file
 from t2ialign_infinity import ladders
 from t2ialign_infinity.bits import BitQuantiser
 from t2ialign_infinity.config import InfinityConfig
@@ -20,7 +22,7 @@ from t2ialign_infinity.text import TextEncoder, flatter
 from t2ialign_infinity.transformer import InfinityTransformer
 from t2ialign_infinity.vae import BitVAE, wrapped_names
 from t2ialign_infinity.variants import VARIANTS
-from t2ialign_var.loading import check_depth, fill, load_lora, read_sizes, read_tensors
+from t2ialign_var.loading import check_depth, fill, read_sizes, read_tensors
 
 #: Constants in released files.
 VAE_IGNORED = (r"^quantize[r]?\.lfq\.mask$",)
@@ -127,7 +129,7 @@ class InfinityBackend(Backend):
         return self.vae.decode(features)
 
     def load_lora(self, folder: Path) -> None:
-        load_lora(self.transformer, folder, self.info.adapter_prefix)
+        load_lora_file(self.transformer, folder / FILE, self.info.adapter_prefix)
 
     def snippet(self) -> str:
         config = self.config

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from t2ialign import Backend, BackendInfo, Sampler, checkpoints
 from t2ialign.conditioning import Conditioning
+from t2ialign.export import FILE
+from t2ialign.lora_file import load_lora_file
 from t2ialign_var.classes import imagenet, read_classes
 from t2ialign_var.config import VarConfig
-from t2ialign_var.loading import check_depth, fill, load_lora, read_sizes, read_tensors
+from t2ialign_var.loading import check_depth, fill, read_sizes, read_tensors
 from t2ialign_var.sampling import Choose, DrawTokens, MixCodes, sample_features
 from t2ialign_var.transformer import VarTransformer, released
 from t2ialign_var.vqvae import RELEASED, VQVAE
@@ -105,7 +107,7 @@ class VarBackend(Backend):
         return self.vqvae.decode(sample_features(self.transformer, quantiser, labels, options.guidance_scale, choose))
 
     def load_lora(self, folder: Path) -> None:
-        load_lora(self.transformer, folder, self.info.adapter_prefix)
+        load_lora_file(self.transformer, folder / FILE, self.info.adapter_prefix)
 
     def snippet(self) -> str:
         config = self.config

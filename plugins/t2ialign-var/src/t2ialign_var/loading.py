@@ -14,9 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from t2ialign import LoraConfig, UsageError
-from t2ialign.export import FILE as LORA_FILE
-from t2ialign.lora import Adapter
+from t2ialign import UsageError
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -135,24 +133,3 @@ def check_depth(tensors: Mapping[str, Tensor], block: str, depth: int, source: s
     found = len({match[0] for name in tensors if (match := re.match(block, name))})
     if found != depth:
         raise UsageError(f"{source} has {found} blocks, the model has {depth}: set {option} to the checkpoint's")
-
-
-def load_lora(module: nn.Module, folder: Path, prefix: str = "transformer") -> None:
-    """Put an exported LoRA into a module: peft layers for exactly the modules in the file.
-
-    Raises:
-        UsageError: no LoRA file, names without the prefix, modules or shapes that the module does not have.
-    """
-    path = folder / LORA_FILE
-    tensors = read_tensors(path)
-    if stray := [name for name in tensors if not re.fullmatch(rf"{prefix}\..+\.lora_[AB]\.weight", name)]:
-        raise UsageError(f"{path}: '{stray[0]}' is not of the form '{prefix}.<module>.lora_A.weight'")
-    own = {name.removeprefix(f"{prefix}."): value for name, value in tensors.items()}
-    paths = sorted({name.rpartition(".lora_")[0] for name in own})
-    if absent := set(paths) - {name for name, _ in module.named_modules()}:
-        raise UsageError(f"{path} is for another model: this {type(module).__name__} has no '{min(absent)}'")
-    rank = own[f"{paths[0]}.lora_A.weight"].shape[0]
-    adapter = Adapter(module, LoraConfig(rank=rank), paths)
-    if surplus := adapter.parameters().keys() - own.keys():
-        raise UsageError(f"{path} lacks {min(surplus)}")
-    adapter.load(own)
