@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from t2ialign import files, images, seeding
 from t2ialign.batching import split
+from t2ialign.comparison import table
 from t2ialign.conditioning import Conditioning
 from t2ialign.contracts import Optimizer
 from t2ialign.counting import counting
@@ -199,40 +199,3 @@ def evaluate(
 
 def _number(value: Tensor) -> float | None:
     return value.item() if value.isfinite() else None
-
-
-def table_header(summary: dict[str, Any]) -> list[str]:
-    """Columns of ``table_rows``; further samplers bring the variant's name and what an image of it cost."""
-    means = ["variant", "evaluations", "depth", "base", "mean"] if "cost" in summary else ["base", "tuned"]
-    return ["reward", *means, "difference", "in s.e.", "win rate"]
-
-
-def table_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """One row per reward and variant; the difference has its standard error."""
-    rows = []
-    names = next(iter(summary["paired"].values()))
-    for name, variant in product(names, summary["paired"]):
-        paired = summary["paired"][variant][name]
-        costs = summary.get("cost", {}).get(variant)
-        means = (summary["variants"][which][name]["mean"] for which in ("base", variant))
-        difference, se = paired["difference"], paired["se"]
-        rows.append(
-            [
-                name,
-                *([variant, f"{costs['evaluations']:g}", f"{costs['depth']:g}"] if costs else []),
-                *(f"{mean:.4g}" for mean in means),
-                f"{difference:+.4f} ± {se:.4f}",
-                f"{difference / se:+.1f}" if se else "-",
-                f"{paired['win_rate']:.0%}",
-            ]
-        )
-    return rows
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The comparison as Markdown."""
-    header = table_header(summary)
-    lines = [header, ["---"] * len(header), *table_rows(summary)]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    counts = f"{summary['images']} images of {summary['prompts']} prompts, shared seeds"
-    return f"{text}\n\n{counts}; ± is one standard error over prompts.\n"

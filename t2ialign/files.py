@@ -26,6 +26,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """One value a line; a torn last line is left out, and a missing file has no lines."""
+    if not path.exists():
+        return []
+    lines = []
+    with path.open(encoding="utf-8") as stream:
+        for text in stream:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:  # the process died while it appended this line
+                break
+    return lines
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` (replacing it) when the block ends well, and vanishes otherwise."""

@@ -1,4 +1,7 @@
-"""The run directory: what a run writes, and all that ``resume``, ``eval`` and ``export`` read."""
+"""The run directory: what a run writes, and all that ``resume``, ``eval``, ``export`` and ``report`` read.
+
+torch is imported only where tensors are read and written.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,6 @@ import time
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
 
 from t2ialign import files, plugins, spec_text
 from t2ialign import spec as specs
@@ -87,16 +87,22 @@ class RunDir:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps; a torn last line is left out."""
-        return _lines(self.metrics_file)
+        return files.read_json_lines(self.metrics_file)
+
+    def timing(self) -> list[dict[str, Any]]:
+        """Seconds, images/s and peak memory (MB) of the logged steps."""
+        return files.read_json_lines(self.timing_file)
 
     def rewind(self, step: int) -> None:
         """Forget the logged steps after ``step``, so that a resumed run writes each step once."""
         for file in (self.metrics_file, self.timing_file):
-            kept = [json.dumps(line) + "\n" for line in _lines(file) if line["step"] <= step]
+            kept = [json.dumps(line) + "\n" for line in files.read_json_lines(file) if line["step"] <= step]
             files.write_text(file, "".join(kept))
 
     def save_checkpoint(self, step: int, state: State, keep: int) -> None:
         """Write ``checkpoints/step-NNNNNN`` and drop all but the newest ``keep``."""
+        from safetensors.torch import save_file
+
         folder = self.path / "checkpoints"
         with files.new_folder(folder / f"step-{step:06d}") as new:
             save_file({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}, new / "state.safetensors")
@@ -110,6 +116,8 @@ class RunDir:
         Raises:
             UsageError: the wanted step has no checkpoint.
         """
+        from safetensors.torch import load_file
+
         folders = self._checkpoints()
         if step is not None:
             folders = [folder for folder in folders if folder.name == f"step-{step:06d}"]
@@ -125,24 +133,14 @@ class RunDir:
         return sorted((self.path / "checkpoints").glob("step-*"))
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.exists():
-        return []
-    lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:  # the process died while it appended this line
-            break
-    return lines
-
-
 def environment(spec: Spec) -> dict[str, Any]:
     """Versions, device and plugins of this process."""
-    wanted = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "pydantic"}
-    versions = {d.name: d.version for d in distributions() if d.name in wanted or d.name.startswith("t2ialign")}
+    import torch
+
     from t2ialign import distributed
 
+    wanted = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "pydantic"}
+    versions = {d.name: d.version for d in distributions() if d.name in wanted or d.name.startswith("t2ialign")}
     device = distributed.device(spec.run.device)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from t2ialign import files
+from t2ialign.comparison import table
 from t2ialign.errors import ExportError
-from t2ialign.evaluate import summarise, table
+from t2ialign.evaluate import summarise
 from t2ialign.export import TOLERANCE
 from t2ialign_reno.layouts import LAYOUTS
 from t2ialign_reno.searches import Found, Item
