@@ -10,6 +10,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from t2ialign import Denoiser, Prediction, UsageError, seeding
 from t2ialign.conditioning import Conditioning
 from t2ialign.paths import FlowPath, VPPath
-from t2ialign_ppo.convert_snapshot import main, published_mapping, read_snapshot, sanitise
+from t2ialign_ppo.convert_snapshot import main, published_mapping, read_table, sanitise
 from t2ialign_solvers.config import EpdConfig
 from t2ialign_solvers.epd import Epd
 from t2ialign_solvers.table import load_table
@@ -142,18 +143,65 @@ def test_a_foreign_name_is_refused_and_not_run(published, tmp_path, place, funct
     file.write_bytes(pickle.dumps(content))
     message = "cannot be read" if place == "storage" else rf"names '[\w.]+\.{name}'.*nothing was run"
     with pytest.raises(UsageError, match=message):
-        read_snapshot(file)
+        read_table(file)
+    assert not marker.exists()
+
+
+@pytest.fixture
+def arrays():
+    """What the published loader reads of a .npz: values in place of raw parameters, and scalar settings."""
+    entry = TABLES["sd15-scales-step9000"]
+    names = {"r": "positions", "weight": "weights", "scale_dir": "scale_dir", "scale_time": "scale_time"}
+    settings = {name: entry["metadata"][name] for name in ("num_steps", "num_points", "schedule_type", "schedule_rho")}
+    return {name: np.array(entry[key]) for name, key in names.items()} | settings | {"guidance_rate": 7.5}
+
+
+def test_a_published_array_file_becomes_the_same_table(arrays, tmp_path):
+    np.savez(tmp_path / "table.npz", **arrays)
+    main([str(tmp_path / "table.npz"), str(tmp_path / "table.json")])
+    table, expected = load_table(str(tmp_path / "table.json")), published_mapping(*stored("sd15-scales-step9000"))
+    for part in ("positions", "weights", "scale_dir", "scale_time"):
+        torch.testing.assert_close(getattr(table, part), getattr(expected, part), rtol=2e-6, atol=2e-6)
+    assert (table.schedule, table.rho, table.info["guidance_rate"]) == ("discrete", 1.0, 7.5)
+    np.savez(tmp_path / "plain.npz", **{name: arrays[name] for name in arrays if not name.startswith("scale_")})
+    assert torch.equal(read_table(tmp_path / "plain.npz").scale_time, torch.ones(10, 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": None}, "KeyError: 'weight'"),
+        ({"schedule_type": None}, "KeyError: 'schedule_type'"),
+        ({"schedule_type": "cosine"}, "schedule 'cosine' is none of native, polynomial"),
+        ({"weight": np.ones((3, 2))}, "Size does not match"),
+        ({"r": np.full((10, 2), np.nan)}, "inside"),
+    ],
+)
+def test_a_wrong_array_file_is_one_clear_error(arrays, tmp_path, change, message):
+    content = {name: value for name, value in (arrays | change).items() if value is not None}
+    np.savez(tmp_path / "table.npz", **content)
+    with pytest.raises(UsageError, match=rf"table\.npz cannot be read as a solver table.*{message}"):
+        read_table(tmp_path / "table.npz")
+
+
+def test_objects_in_an_array_file_are_refused_and_not_run(arrays, tmp_path):
+    marker = tmp_path / "ran"
+    attack = np.array([Attack(os.system, f"touch {marker}")], dtype=object)
+    np.savez(tmp_path / "table.npz", **arrays | {"extra": attack}, allow_pickle=True)
+    with pytest.raises(UsageError, match="allow_pickle=False"):
+        read_table(tmp_path / "table.npz")
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps({"model": 1}), pickle.dumps([])])
-def test_other_files_are_one_clear_error(tmp_path, content):
-    file = tmp_path / "other.pkl"
+@pytest.mark.parametrize("suffix", ["pkl", "npz"])
+def test_other_files_are_one_clear_error(tmp_path, content, suffix):
+    file = tmp_path / f"other.{suffix}"
     file.write_bytes(content)
     with pytest.raises(UsageError, match="cannot be read as a solver table"):
-        read_snapshot(file)
+        read_table(file)
     with pytest.raises(UsageError, match="No such file"):
-        read_snapshot(tmp_path / "nowhere.pkl")
+        read_table(tmp_path / f"nowhere.{suffix}")
 
 
 def test_another_class_is_refused(published):
@@ -161,4 +209,4 @@ def test_another_class_is_refused(published):
     content = io.BytesIO(file.read_bytes().replace(b"EPD_predictor", b"XYZ_predictor"))
     file.write_bytes(content.getvalue())
     with pytest.raises(UsageError, match="'XYZ_predictor' and no 'EPD_predictor'"):
-        read_snapshot(file)
+        read_table(file)

@@ -1,9 +1,10 @@
-"""Turn a published solver table (a pickled module) into t2ialign's JSON or safetensors, running none of its code.
+"""Turn a published solver table (.pkl or .npz) into t2ialign's JSON or safetensors, running none of its code.
 
     python -m t2ialign_ppo.convert_snapshot network-snapshot-000005.pkl table.json
 
-The published loader executes source text from inside the file. Here that text is never looked at: a restricted reader
-keeps the numbers and the settings and refuses every name that such a file has no use for.
+A .pkl is a module, and the published loader executes source text from inside the file. Here that text is never looked
+at: a restricted reader keeps the numbers and the settings and refuses every name that such a file has no use for. A
+.npz holds the table's values; arrays of pickled objects in it are refused.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,22 +55,38 @@ NAMES: dict[tuple[str, str], safe_pickle.Stand] = {
 }
 
 
-def read_snapshot(file: Path) -> SolverTable:
-    """The table of a published ``.pkl``.
+def read_table(file: Path) -> SolverTable:
+    """The table of a published file, ``.npz`` or a pickle.
 
     Raises:
         UsageError: it cannot be read, names something that is not allowed, or holds something else.
     """
+    read = from_arrays if file.suffix == ".npz" else from_pickle
     try:
         with file.open("rb") as stream:
-            content = safe_pickle.RestrictedUnpickler(stream, "a solver table", NAMES).load()
-        state = content["model"]
-        parameters = {name: state["_parameters"][name] for name in PARAMETERS}
-        return published_mapping(parameters, state)
+            return read(stream)
     except OSError as error:
         raise UsageError(f"{file}: {error}") from error
-    except safe_pickle.ERRORS as error:
+    except (*safe_pickle.ERRORS, BadZipFile) as error:
         raise UsageError(f"{file} cannot be read as a solver table: {type(error).__name__}: {error}") from error
+
+
+def from_pickle(stream: BinaryIO) -> SolverTable:
+    """The module's stored parameters as a table."""
+    state = safe_pickle.RestrictedUnpickler(stream, "a solver table", NAMES).load()["model"]
+    return published_mapping({name: state["_parameters"][name] for name in PARAMETERS}, state)
+
+
+def from_arrays(stream: BinaryIO) -> SolverTable:
+    """Values: ``r`` and ``weight`` (N, K), perhaps ``scale_dir`` and ``scale_time``; every other array is a setting."""
+    with np.load(stream, allow_pickle=False) as arrays:
+        content = {name: arrays[name] for name in arrays.files}
+    content = dict.fromkeys(("scale_dir", "scale_time"), np.ones_like(content["r"])) | content
+    positions, weights, *scales = (
+        torch.from_numpy(content.pop(name)).double() for name in ("r", "weight", "scale_dir", "scale_time")
+    )
+    settings = {name: value.item() for name, value in content.items()}
+    return _table((positions, weights / weights.sum(-1, keepdim=True), *scales), settings)
 
 
 def published_mapping(parameters: Mapping[str, Tensor], settings: Mapping[str, Any]) -> SolverTable:
@@ -81,7 +100,11 @@ def published_mapping(parameters: Mapping[str, Tensor], settings: Mapping[str, A
     time = _scales(parameters["scale_time_params"].float(), settings["scale_time"])
     if settings.get("fcn"):
         direction[-1] = 1.0
-    tensors = sanitise(positions, weights, direction, time)
+    return _table((positions, weights, direction, time), settings)
+
+
+def _table(values: Sequence[Tensor], settings: Mapping[str, Any]) -> SolverTable:
+    tensors = [part.float() for part in sanitise(*values)]
     order = int(settings["max_order"]) if settings.get("sampler_stu") == "ipndm" else 1
     info = {name: settings[name] for name in PROVENANCE if settings.get(name) is not None}
     if settings.get("afs"):
@@ -110,11 +133,11 @@ def _scales(raw: Tensor, bound: float | None) -> Tensor:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: read, check, write."""
     parser = argparse.ArgumentParser(prog="python -m t2ialign_ppo.convert_snapshot", description=__doc__.split("\n")[0])
-    parser.add_argument("snapshot", type=Path, help="the published network-snapshot-*.pkl")
+    parser.add_argument("snapshot", type=Path, help="the published .pkl or .npz")
     parser.add_argument("output", type=Path, help="file to write: .json or .safetensors")
     options = parser.parse_args(arguments)
     try:
-        table = read_snapshot(options.snapshot)
+        table = read_table(options.snapshot)
     except UsageError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
     table.save(options.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from t2ialign import UsageError, files
 from t2ialign.checkpoints import local_path
+from t2ialign_solvers.config import Schedule
 
 FORMAT = "t2ialign-solver-table/1"
 
@@ -44,7 +45,8 @@ class SolverTable:
     def __post_init__(self) -> None:
         """
         Raises:
-            ValueError: shapes differ, a position lies outside (0, 1), or weights do not sum to 1.
+            ValueError: shapes differ, a position lies outside (0, 1), weights do not sum to 1, or the schedule
+                is unknown.
         """
         shapes = {tuple(t.shape) for t in (self.positions, self.weights, self.scale_dir, self.scale_time)}
         if len(shapes) != 1 or self.positions.ndim not in (2, 3):
@@ -53,6 +55,8 @@ class SolverTable:
             raise ValueError("positions must lie inside (0, 1)")
         if not torch.allclose(self.weights.sum(-1), torch.ones_like(self.weights[..., 0]), atol=1e-4):
             raise ValueError("the weights of every interval must sum to 1")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule '{self.schedule}' is none of {', '.join(get_args(Schedule))}")
 
     @property
     def steps(self) -> int:
