@@ -82,11 +82,11 @@ def from_arrays(stream: BinaryIO) -> SolverTable:
     with np.load(stream, allow_pickle=False) as arrays:
         content = {name: arrays[name] for name in arrays.files}
     content = dict.fromkeys(("scale_dir", "scale_time"), np.ones_like(content["r"])) | content
-    positions, weights, *scales = (
+    positions, weights, scale_dir, scale_time = (
         torch.from_numpy(content.pop(name)).double() for name in ("r", "weight", "scale_dir", "scale_time")
     )
     settings = {name: value.item() for name, value in content.items()}
-    return _table((positions, weights / weights.sum(-1, keepdim=True), *scales), settings)
+    return _table(positions, weights / weights.sum(-1, keepdim=True), scale_dir, scale_time, settings)
 
 
 def published_mapping(parameters: Mapping[str, Tensor], settings: Mapping[str, Any]) -> SolverTable:
@@ -100,17 +100,27 @@ def published_mapping(parameters: Mapping[str, Tensor], settings: Mapping[str, A
     time = _scales(parameters["scale_time_params"].float(), settings["scale_time"])
     if settings.get("fcn"):
         direction[-1] = 1.0
-    return _table((positions, weights, direction, time), settings)
+    return _table(positions, weights, direction, time, settings)
 
 
-def _table(values: Sequence[Tensor], settings: Mapping[str, Any]) -> SolverTable:
-    tensors = [part.float() for part in sanitise(*values)]
+def _table(
+    positions: Tensor, weights: Tensor, scale_dir: Tensor, scale_time: Tensor, settings: Mapping[str, Any]
+) -> SolverTable:
+    tensors = sanitise(positions, weights, scale_dir, scale_time)
+    positions, weights, scale_dir, scale_time = (part.float() for part in tensors)
     order = int(settings["max_order"]) if settings.get("sampler_stu") == "ipndm" else 1
     info = {name: settings[name] for name in PROVENANCE if settings.get(name) is not None}
     if settings.get("afs"):
         info["afs"] = True
     return SolverTable(
-        *tensors, probe_order=order, schedule=settings["schedule_type"], rho=float(settings["schedule_rho"]), info=info
+        positions,
+        weights,
+        scale_dir,
+        scale_time,
+        probe_order=order,
+        schedule=settings["schedule_type"],
+        rho=float(settings["schedule_rho"]),
+        info=info,
     )
 
 
