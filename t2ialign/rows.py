@@ -12,23 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from torch import Tensor
 
-_announced: ContextVar[Tensor | None] = ContextVar("announced_rows", default=None)
+#: Innermost last. A list and no ContextVar, which torch.compile cannot trace.
+_announced: list[Tensor] = []
 
 
 @contextmanager
 def announce(image_index: Tensor) -> Iterator[None]:
     """Inside, row j of every adapted layer's input belongs to image ``image_index[j]`` of the current batch."""
-    token = _announced.set(image_index)
+    _announced.append(image_index)
     try:
         yield
     finally:
-        _announced.reset(token)
+        _announced.pop()
 
 
 def image_index() -> Tensor | None:
     """The announced index, or None where rows are whole copies of the batch in image order."""
-    return _announced.get()
+    return _announced[-1] if _announced else None

@@ -43,10 +43,10 @@ class Tower(nn.Module):
         return self.linear(x), self.point(self.wide(image))
 
 
-def draw(tower, members, names=None, sigma=0.1, rank=1):
+def draw(tower, members, names=None, sigma=0.1, rank=1, step=0):
     names = names or tower.factors()
     shapes = {name: tower.factors()[name].shape for name in names}
-    drawn = Members(members).draw(Noise(shapes, rank).of(0, 0), slice(0, members))
+    drawn = Members(members).draw(Noise(shapes, rank).of(0, step), slice(0, members))
     scaled = {name: e.select(torch.arange(members), torch.full((members,), sigma)) for name, e in drawn.items()}
     dtype = next(iter(tower.factors().values())).dtype
     return {
@@ -162,6 +162,38 @@ def test_parameters_and_forwards_are_untouched_afterwards(form):
     after = tower(x, picture)
     assert torch.equal(centre[0], after[0])
     assert torch.equal(centre[1], after[1])
+
+
+@torch.no_grad()
+def test_a_compiled_network_sees_every_population_and_stops_compiling():
+    """New noise compiles nothing; a new size once more, after which linear layers take any size."""
+    tower, graphs = Tower(), []
+    layers = {"linear": tower.linear}
+    names = [name for name in tower.factors() if name.startswith("linear")]
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(tower.linear.__call__, backend=count, fullgraph=True)
+    for step, members in enumerate((4, 4, 3, 4, 2, 3)):
+        x = torch.randn(2 * members, 6).double()
+        with lora_population(layers, draw(tower, members, names, step=step), Chunk(members, 2)):
+            torch.testing.assert_close(compiled(x), tower.linear(x))
+    assert len(graphs) == 2
+    torch.testing.assert_close(compiled(x), tower.linear(x))  # outside, the layer is its own again
+
+
+@torch.no_grad()
+def test_compiled_convolutions_see_every_population():
+    tower = Tower()
+    torch.compiler.reset()
+    compiled = torch.compile(tower.forward, backend="eager", fullgraph=True)
+    for members in (2, 3):
+        x, picture = torch.randn(members, 6).double(), torch.randn(members, 3, 8, 8).double()
+        with lora_population(tower.layers(), draw(tower, members), Chunk(members, 1)):
+            torch.testing.assert_close(compiled(x, picture), tower(x, picture))
 
 
 @torch.no_grad()

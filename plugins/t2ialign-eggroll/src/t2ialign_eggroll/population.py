@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -41,14 +42,14 @@ class Chunk:
     images: int
 
     def copies(self, count: int, name: str) -> int:
-        copies, rest = divmod(count, self.members * self.images)
-        if rest or not copies:
+        images = self.members * self.images
+        if count % images or count < images:  # no divmod, which torch.compile cannot trace for sizes that vary
             raise UsageError(
                 f"layer '{name}' sees {count} rows for a batch of {self.members * self.images} images, so its rows"
                 " cannot be assigned to members; set optimizer.form = 'sequential', leave the layer out of"
                 " backend.lora.targets, or let the backend announce its rows"
             )
-        return copies
+        return count // images
 
     def member_of(self, image: Tensor) -> Tensor:
         return image // self.images
@@ -203,16 +204,35 @@ def weight_population(
         yield
 
 
+class Slot:
+    """A layer's replaced forward: always the same object, with what it runs exchanged.
+
+    torch.compile compiles again for every new object that it finds as a forward, but not for what such an object holds.
+    """
+
+    run: Callable[..., Tensor] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        assert self.run is not None
+        return self.run(*args, **kwargs)
+
+
+_slots: WeakKeyDictionary[nn.Module, Slot] = WeakKeyDictionary()
+
+
 @contextmanager
 def patched(layers: Mapping[str, nn.Module], forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
     """Inside, the layers' forwards are replaced."""
     try:
         for name, layer in layers.items():
-            layer.forward = forwards[name]
+            slot = _slots.setdefault(layer, Slot())
+            slot.run = forwards[name]
+            layer.forward = slot
         yield
     finally:
         for layer in layers.values():
-            layer.__dict__.pop("forward", None)
+            if slot := layer.__dict__.pop("forward", None):
+                slot.run = None  # the noise must not outlive the batch
 
 
 def _single_adapter(name: str, layer: LoraLayer) -> str:
