@@ -27,11 +27,13 @@ class Plan:
         steps: optimizer steps.
         images_per_step: images generated and scored in one step.
         notes: further derived numbers, each shown as ``name: value``.
+        evaluations: network evaluations of one image; None: the sampler's. A search needs more.
     """
 
     steps: int
     images_per_step: int
     notes: dict[str, str] = field(default_factory=dict)
+    evaluations: int | None = None
 
 
 class Config(BaseModel):

@@ -19,6 +19,8 @@ def validate(spec: SpecFile, overrides: Overrides = None) -> None:
     """Check a spec without loading weights, and print what it would do."""
     parsed = specs.load(spec, overrides or [])
     plan = parsed.optimizer_config.plan(parsed)
+    images = plan.steps * plan.images_per_step
+    evaluations = plan.evaluations or parsed.sampler_config.evaluations()
     sampler = f", {parsed.sampler.kind} sampler" if parsed.sampler else ""
     lines = {
         "backend": f"{parsed.backend.kind} ({parsed.backend_config.checkpoint}){sampler}",
@@ -28,8 +30,8 @@ def validate(spec: SpecFile, overrides: Overrides = None) -> None:
         ),
         "steps": f"{plan.steps:,}",
         "images per step": f"{plan.images_per_step:,}",
-        "images in all": f"{plan.steps * plan.images_per_step:,}",
-        "network evaluations": f"{plan.steps * plan.images_per_step * parsed.sampler_config.evaluations():,}",
+        "images in all": f"{images:,}",
+        "network evaluations": f"{images * evaluations:,}",
         **plan.notes,
     }
     if parsed.uses_lora:

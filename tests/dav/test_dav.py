@@ -135,15 +135,18 @@ def counted(spec):
 def test_cost_of_a_trajectory(dav_spec, guided, initial_search, particles, to_zero):
     options = {"value_gradient": guided, "initial_search": initial_search, "particles": particles}
     sampler = {**NOISY, "to_zero": to_zero}
-    seen, said = counted(dav_spec(options, sampler=sampler))
+    spec = dav_spec(options, sampler=sampler)
+    seen, said = counted(spec)
     initial = particles if initial_search else 1
     formula = lockstep(4, 4 - to_zero, particles, initial, guided)
     assert seen == said == (formula.forwards, formula.decodes, formula.backwards)
     if not to_zero:
+        assert spec.optimizer_config.plan(spec).evaluations == formula.forwards
         spec = dav_spec({"kind": "dav-upstream", **options}, sampler=sampler)
         seen, said = counted(spec)
         formula = tree(4, particles, initial, guided)
         assert seen == said == (formula.forwards, formula.decodes, formula.backwards)
+        assert spec.optimizer_config.plan(spec).evaluations == formula.forwards
 
 
 def test_a_node_costs_particles_forwards_where_the_published_code_needs_two_more():

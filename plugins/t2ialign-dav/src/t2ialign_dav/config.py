@@ -52,7 +52,7 @@ class SearchConfig(OptimizerConfig):
         notes = {
             "each trajectory": f"{cost.forwards} forwards, {cost.decodes} decodes, {cost.backwards} backwards",
         }
-        return Plan(spec.run.steps, trajectories, notes)
+        return Plan(spec.run.steps, trajectories, notes, cost.forwards)
 
 
 class WeightingConfig(SearchConfig):
