@@ -15,6 +15,10 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 #: and makes folders absolute.
 CHECKPOINT = "checkpoint reference"
 Checkpoint = Annotated[str, CHECKPOINT]
+#: Marks a field of [prompts], [evaluation] or [optimizer] whose text is a prompt file: a path relative to the spec, or
+#: "pkg:<package>/<path>". Validation reads such files, and a run keeps copies; ``Spec.file`` gives the path.
+PROMPT_FILE = "prompt file"
+PromptFile = Annotated[str, PROMPT_FILE]
 #: What the other parts must provide, by role: {"backend": {"lora"}, "reward": {"differentiable"}}.
 Requirements = dict[str, set[str]]
 
@@ -130,7 +134,9 @@ class RunConfig(Config):
 class PromptsConfig(Config):
     """``[prompts]``: what the optimizer trains on."""
 
-    file: str = Field(min_length=1, description="prompt file (.txt, .jsonl, .tsv), relative to the spec, or 'pkg:...'")
+    file: PromptFile = Field(
+        min_length=1, description="prompt file (.txt, .jsonl, .tsv), relative to the spec, or 'pkg:...'"
+    )
     per_step: int = Field(4, ge=1, description="prompts drawn for each step")
     images_per_prompt: int = Field(1, ge=1, description="images per drawn prompt, each with its own seed")
 
@@ -139,7 +145,9 @@ class EvaluationConfig(Config):
     """``[evaluation]``: base against tuned on shared seeds."""
 
     every: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates only at the end")
-    prompts: str | None = Field(None, description="held-out prompt file; default: the training prompts")
+    prompts: Annotated[str | None, PROMPT_FILE] = Field(
+        None, description="held-out prompt file; default: the training prompts"
+    )
     images_per_prompt: int = Field(1, ge=1, description="images per prompt, each with its own seed")
     limit: int | None = Field(None, ge=1, description="use only the first prompts of the file")
     seed: int = Field(0, ge=0, description="decides the evaluation's noise; independent of run.seed")

@@ -49,11 +49,8 @@ class RunDir:
             (path / folder).mkdir()
         tree = spec_text.to_tree(spec)
         tree["run"]["name"] = path.name
-        for table, key, file in (
-            ("prompts", "file", spec.prompt_file()),
-            ("evaluation", "prompts", spec.evaluation_file()),
-        ):
-            copy = path / "prompts" / f"{table}{file.suffix}"
+        for table, key, file in spec.prompt_files():
+            copy = path / "prompts" / f"{table}.{key}{file.suffix}"
             shutil.copyfile(file, copy)
             tree[table][key] = f"prompts/{copy.name}"
         comment = (

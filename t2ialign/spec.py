@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from t2ialign import checkpoints, prompts
 from t2ialign.capabilities import capability_problems
 from t2ialign.config import (
     CHECKPOINT,
+    PROMPT_FILE,
     BackendConfig,
     Config,
     EvaluationConfig,
@@ -115,11 +116,20 @@ class Spec:
     def uses_lora(self) -> bool:
         return "lora" in self.optimizer.requires().get("backend", set())
 
+    def file(self, reference: str) -> Path:
+        """A prompt file that the spec names."""
+        return _existing(reference, self.folder)
+
     def prompt_file(self) -> Path:
-        return _existing(self.prompts.file, self.folder)
+        return self.file(self.prompts.file)
 
     def evaluation_file(self) -> Path:
-        return _existing(self.evaluation.prompts or self.prompts.file, self.folder)
+        return self.file(self.evaluation.prompts or self.prompts.file)
+
+    def prompt_files(self) -> list[tuple[str, str, Path]]:
+        """(table, key, file) of every prompt file that the spec names."""
+        tables = {"prompts": self.prompts, "evaluation": self.evaluation, "optimizer": self.optimizer.config}
+        return [(table, key, self.file(reference)) for table, key, reference in _prompt_files(tables)]
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Spec:
@@ -196,7 +206,8 @@ class _Parser:
         given = "sampler" in self.tree
         sampler = self._part("sampler", self.tree.get("sampler")) if given or wants_sampler else None
         rewards = self._rewards()
-        self._check_files(tables[1], tables[2])
+        options = optimizer.config if optimizer else None
+        self._check_files({"prompts": tables[1], "evaluation": tables[2], "optimizer": options})
         self._check_comparisons(rewards, tables[2])
         self._check_references(rewards, optimizer)
         self.problems += capability_problems(backend, sampler, optimizer, rewards, self.parts)
@@ -338,17 +349,20 @@ class _Parser:
                     " weight = 0, and evaluations still measure it.",
                 )
 
-    def _check_files(self, training: PromptsConfig | None, evaluation: EvaluationConfig | None) -> None:
-        for key, reference in (
-            ("prompts.file", training.file if training else None),
-            ("evaluation.prompts", evaluation.prompts if evaluation else None),
-        ):
-            if reference is None:
-                continue
+    def _check_files(self, tables: Mapping[str, Config | None]) -> None:
+        for table, key, reference in _prompt_files(tables):
             try:
                 prompts.read(_existing(reference, self.folder))
             except UsageError as error:
-                self._problem(key, show(reference), f"{error}.")
+                self._problem(f"{table}.{key}", show(reference), f"{error}.")
+
+
+def _prompt_files(tables: Mapping[str, Config | None]) -> Iterator[tuple[str, str, str]]:
+    """(table, key, reference) of every prompt file in some tables."""
+    for table, config in tables.items():
+        for key, field in type(config).model_fields.items() if config else ():
+            if PROMPT_FILE in field.metadata and (reference := getattr(config, key)) is not None:
+                yield table, key, reference
 
 
 def _existing(reference: str, folder: Path) -> Path:

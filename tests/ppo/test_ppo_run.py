@@ -148,6 +148,32 @@ def test_the_best_validated_table_is_delivered(ppo_spec):
     assert validation.best_step != 9
 
 
+def test_a_validation_list_of_ones_own_goes_into_the_run_and_decides(ppo_spec, tmp_path):
+    file = tmp_path / "choose.txt"
+    file.write_text("green\nviolet\ngreen\norange\n")
+    options = {"validation_prompts": "choose.txt"}
+    spec = ppo_spec(options, run={"steps": 2})
+    assert spec.optimizer_config.plan(spec).notes["validation"] == "3 images every 2 steps"
+    run = runner.start(spec, QUIET)
+    first = run.metrics()
+    validation = optimizer_of(spec).validation
+    assert sorted(validation.conditioning.prompts) == ["green", "orange", "violet"]
+    file.unlink()
+    assert (run.path / "prompts/optimizer.validation_prompts.txt").is_file()
+    shutil.rmtree(run.path / "checkpoints" / "step-000002")
+    runner.resume(run.path, QUIET)
+    assert run.metrics() == first
+    usual = runner.start(ppo_spec(run={"steps": 2}), QUIET)
+    assert usual.metrics()[-1]["validation/gain"] != first[-1]["validation/gain"]
+
+
+def test_one_prompt_cannot_choose(ppo_spec, tmp_path):
+    (tmp_path / "choose.txt").write_text("green\n")
+    with pytest.raises(SpecError, match="2 or more prompts"):
+        ppo_spec({"validation_prompts": "choose.txt"})
+    ppo_spec({"validation_prompts": "choose.txt", "validate_every": 0})
+
+
 def test_samplers_are_compared_at_counted_cost(ppo_spec):
     run = runner.start(ppo_spec(run={"steps": 1}), QUIET)
     texts = ["ddim={steps=9}", "heun={steps=5}", "ipndm={steps=9, order=2}", "ipndm={steps=9, order=4}"]
@@ -172,6 +198,10 @@ def test_samplers_are_compared_at_counted_cost(ppo_spec):
         ({"sampler": {"kind": "heun", "steps": 3}}, "needs a sampler that is 'table'"),
         ({"optimizer": {"scale_dir": "bounded", "scale_std": 0.3}}, "scale_std must be smaller than scale_bound"),
         ({"reward": [{"kind": "agreement", "sampler": {"kind": "hoin"}}]}, "heun"),
+        (
+            {"optimizer": {"validation_prompts": "promts.txt"}},
+            r"optimizer.validation_prompts .*did you mean 'prompts.txt'",
+        ),
     ],
 )
 def test_wrong_specs_are_one_clear_error(ppo_spec, tables, message):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from t2ialign import Config, OptimizerConfig, Plan, UsageError
+from t2ialign import Config, OptimizerConfig, Plan, UsageError, prompts
+from t2ialign.config import PROMPT_FILE
 
 if TYPE_CHECKING:
     from t2ialign.spec import Spec
 
 ScaleKind = Literal["none", "bounded", "log-normal"]
+#: Images of a validation on training prompts.
+USUAL_VALIDATION = 16
 
 
 class PpoEpdConfig(OptimizerConfig):
@@ -44,8 +48,14 @@ class PpoEpdConfig(OptimizerConfig):
     validate_every: int = Field(
         10, ge=0, description="steps between validations of the mean table; the best is delivered. 0: the last one"
     )
-    validation_images: int = Field(
-        16, ge=2, description="fixed images, one per training prompt, that choose among tables; never the evaluation's"
+    validation_prompts: Annotated[str | None, PROMPT_FILE] = Field(
+        None, description="prompt file of the validation; default: some training prompts, with noise of their own"
+    )
+    validation_images: int | None = Field(
+        None,
+        ge=2,
+        description="fixed images, each of another prompt, that choose among tables; never the evaluation's."
+        " Default: 16, or one per prompt of validation_prompts",
     )
 
     @model_validator(mode="after")
@@ -58,6 +68,12 @@ class PpoEpdConfig(OptimizerConfig):
         options = spec.prompts
         if options.images_per_prompt < 2:
             raise UsageError("prompts.images_per_prompt must be 2 or more: images of one prompt are compared")
+        validated = self.validation_size(self.validation_texts(spec))
+        if self.validate_every and validated < 2:
+            raise UsageError(
+                "validation compares tables on 2 or more prompts, and the file has one: give it more, or set"
+                " validate_every = 0 to deliver the last table"
+            )
         images = options.per_step * options.images_per_prompt
         evaluations = spec.sampler_config.evaluations()
         notes = {
@@ -65,7 +81,19 @@ class PpoEpdConfig(OptimizerConfig):
             "network evaluations": f"{evaluations} an image, {images * evaluations:,} a step",
             "solver steps": f"{self.epochs * -(-images // self.minibatch)} a step",
         }
+        if self.validate_every:
+            notes["validation"] = f"{validated} images every {self.validate_every} steps"
         return Plan(spec.run.steps, images, notes)
+
+    def validation_texts(self, spec: Spec) -> list[str]:
+        """The prompts that validation images may have, each once."""
+        file = spec.prompt_file() if self.validation_prompts is None else spec.file(self.validation_prompts)
+        return list(dict.fromkeys(prompts.read(file)))
+
+    def validation_size(self, texts: Sequence[str]) -> int:
+        """How many of them it uses."""
+        usual = USUAL_VALIDATION if self.validation_prompts is None else len(texts)
+        return min(self.validation_images or usual, len(texts))
 
 
 class AgreementConfig(Config):

@@ -55,7 +55,7 @@ class PpoEpd(Optimizer):
             )
         self.parameters = dict(self.policy.named_parameters())
         self.solver = torch.optim.AdamW(self.parameters.values(), lr=config.learning_rate, weight_decay=0.0)
-        self.validation = Validation(problem, self.start_table, config.validation_images)
+        self.validation = Validation(problem, self.start_table, config)
 
     def step(self, index: int) -> StepResult:
         batch = self.problem.draw(index)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from t2ialign import State, seeding
 from t2ialign.problem import Problem
+from t2ialign_ppo.config import PpoEpdConfig
 from t2ialign_ppo.rollouts import draw_references, scored
 from t2ialign_solvers.table import SolverTable
 
@@ -25,7 +26,7 @@ class Gain:
 
 
 class Validation:
-    """Fixed prompts from the training file, one image each, with noise of their own.
+    """Fixed prompts, one image each, with noise of their own.
 
     Attributes:
         best: the best table so far.
@@ -33,12 +34,12 @@ class Validation:
         best_step: the step after which it was the policy's mean.
     """
 
-    def __init__(self, problem: Problem, start: SolverTable, images: int) -> None:
-        seed = problem.spec.run.seed
-        count = min(images, len(problem.prompts))
-        chosen = seeding.choose(seeding.derive(seed, "ppo-validation"), len(problem.prompts), count)
+    def __init__(self, problem: Problem, start: SolverTable, config: PpoEpdConfig) -> None:
         self.problem, self.start, self.best = problem, start, start
-        self.conditioning = problem.conditioning[chosen]
+        seed, texts = problem.spec.run.seed, config.validation_texts(problem.spec)
+        count = config.validation_size(texts)
+        chosen = seeding.choose(seeding.derive(seed, "ppo-validation"), len(texts), count)
+        self.conditioning = problem.backend.encode([texts[index] for index in chosen])
         self.seeds = [seeding.derive(seed, "ppo-validation-image", number) for number in range(count)]
         self.best_gain, self.best_step = 0.0, 0
         self.base: dict[str, Tensor] = {}
