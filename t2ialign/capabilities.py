@@ -56,6 +56,9 @@ def _mismatch(
     )
     if role == "optimizer":
         message += f" An optimizer that fits this {other}: {', '.join(instead) or 'none installed'}."
+    for word, remedy in candidate.config.withholds().items():
+        if word in missing:
+            message += f" '{word}' is lost by the {other}'s options: {remedy}."
     return SpecProblem(f"{role}.kind", f'"{part.kind}"', message)
 
 

@@ -49,6 +49,10 @@ class Config(BaseModel):
         """Capability words that depend on the options, on top of the registered ones."""
         return set()
 
+    def withholds(self) -> dict[str, str]:
+        """Capability words that the options take away -> what would give them back."""
+        return {}
+
     def requires(self) -> Requirements:
         """Requirements that depend on the options, on top of the registered ones."""
         return {}
@@ -85,6 +89,9 @@ class BackendConfig(Config):
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     dtype: Dtype = Field("bfloat16", description="dtype of the trained network; LoRA factors stay float32")
     lora: LoraConfig = Field(default_factory=LoraConfig, description="the adapter, for optimizers that train one")
+
+    def provides(self) -> set[str]:
+        return {"weights"}
 
     def lora_targets(self) -> list[str]:
         """Default target modules when ``lora.targets`` is absent."""

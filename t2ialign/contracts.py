@@ -6,6 +6,7 @@ rewards are (B,), higher is better; conditionings are indexed by image.
 Capability words
     backend    diffusion | autoregressive, denoiser (has one), lora (has trainable parameters),
                differentiable (images have gradients with respect to latents and LoRA),
+               weights (the trained network's own weights can be read and replaced; options may take this away),
                one-step | multi-step (what its checkpoint was trained for; may be both)
     sampler    one-step | multi-step, stochastic (gives transitions), table (driven by a solver table), differentiable
     reward     differentiable, per-prompt (compares the images of one prompt),

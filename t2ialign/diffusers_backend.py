@@ -28,7 +28,9 @@ from t2ialign.diffusers_config import DiffusersConfig
 from t2ialign.diffusers_folder import open_checkpoint, read_json
 from t2ialign.embeds import EmbedsCache, Row, assemble
 from t2ialign.errors import UsageError
-from t2ialign.recompute import recompute_blocks
+from t2ialign.lora import move_adapters
+from t2ialign.offload import TakingTurns
+from t2ialign.recompute import blocks, recompute_blocks
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LORA_LINE = 'pipe.load_lora_weights(".")  # the folder of this file'
@@ -64,6 +66,7 @@ class DiffusersBackend(Backend):
             UsageError: the checkpoint is missing, incomplete or of another pipeline.
         """
         super().__init__(config, device)
+        self.turns: TakingTurns | None = None
         self._component_configs: dict[str, dict[str, Any]] = {}
         parts = (*self.text_components, self.trained_component, "vae", "scheduler")
         self.folder = open_checkpoint(config.checkpoint, config.revision, self.pipeline_names, parts, self.weightless)
@@ -73,8 +76,11 @@ class DiffusersBackend(Backend):
         """The diffusers pipeline without its text encoders, on the device, frozen; loaded on first use."""
         dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
         pipeline = self._load(self.text_components, dtypes, **self.own_components())
-        for part, module in (("network", getattr(pipeline, self.trained_component)), ("decoder", pipeline.vae)):
-            module.to(self.device).eval().requires_grad_(False)
+        parts = {"network": getattr(pipeline, self.trained_component), "decoder": pipeline.vae}
+        for module in parts.values():
+            module.eval().requires_grad_(False)
+        self._place(**parts)
+        for part, module in parts.items():
             if part in self.config.gradient_checkpointing:
                 recompute_blocks(module)
         if self.config.vae_slicing:
@@ -82,6 +88,15 @@ class DiffusersBackend(Backend):
         if self.config.vae_tiling:
             pipeline.vae.enable_tiling()
         return pipeline
+
+    def _place(self, network: nn.Module, decoder: Any) -> None:
+        """Bring both to the device, or let them take turns there."""
+        if self.config.offload == "none":
+            network.to(self.device)
+            decoder.to(self.device)
+            return
+        units = blocks(network) if self.config.offload == "blocks" else [network]
+        self.turns = TakingTurns([network, decoder], [*units, decoder.encoder, decoder.decoder], self.device)
 
     def own_components(self) -> dict[str, Any]:
         """Components that replace the checkpoint's own."""
@@ -148,6 +163,10 @@ class DiffusersBackend(Backend):
     @contextmanager
     def parked(self) -> Iterator[None]:
         """Inside, network and autoencoder wait on the CPU if they are loaded."""
+        if self.turns:
+            self.turns.put_back()
+            yield
+            return
         modules = [self.trainable, self.pipeline.vae] if "pipeline" in self.__dict__ else []
         for module in modules:
             module.to("cpu")
@@ -204,6 +223,7 @@ class DiffusersBackend(Backend):
                 self.pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
         except (ValueError, KeyError, RuntimeError) as error:
             raise UsageError(f"{file}: diffusers cannot load this LoRA ({error})") from error
+        move_adapters(self.trainable, self.device)
         new = set(getattr(self.trainable, "peft_config", {})) - before
         taken = sum(not new.isdisjoint(name.split(".")) for name, _ in self.trainable.named_parameters())
         if taken == 0 or taken != len(names):

@@ -26,9 +26,22 @@ class DiffusersConfig(BackendConfig):
         [],
         description="parts that compute their blocks' activations again in the backward pass instead of keeping them",
     )
+    offload: Literal["none", "model", "blocks"] = Field(
+        "none",
+        description="weights that wait on the CPU until they are needed: 'model' lets the network and the decoder take"
+        " turns on the device, 'blocks' the network's blocks one by one; the same images, slower",
+    )
     image_size: int | None = Field(
         None, ge=1, description="pixels per side, a multiple of the autoencoder's factor; default: as trained"
     )
+
+    def withholds(self) -> dict[str, str]:
+        if self.offload == "none":
+            return {}
+        lost = {"weights": "set offload = 'none'"}
+        if not (self.offload == "blocks" and "network" in self.gradient_checkpointing):
+            lost["differentiable"] = "set offload = 'none', or 'blocks' with gradient_checkpointing = ['network']"
+        return lost
 
 
 class GuidedConfig(DiffusersConfig):

@@ -147,6 +147,14 @@ class Adapter:
             weight.copy_(rows.reshape(weight.shape))
 
 
+def move_adapters(module: nn.Module, device: torch.device) -> None:
+    """Bring LoRA factors to the device; peft puts them beside the base weights, which may wait on the CPU."""
+    for layer in module.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_A.to(device)
+            layer.lora_B.to(device)
+
+
 def matching(names: Sequence[str], targets: Sequence[str]) -> list[str]:
     """Module paths that a target names: equal to it, or ending in "." + target (peft's rule)."""
     return [name for name in names if any(name == target or name.endswith(f".{target}") for target in targets)]

@@ -17,7 +17,7 @@ from t2ialign.batching import split, with_oom_retry
 from t2ialign.conditioning import Conditioning
 from t2ialign.contracts import Backend, Optimizer, Sampler
 from t2ialign.distributed import World
-from t2ialign.lora import Adapter
+from t2ialign.lora import Adapter, move_adapters
 from t2ialign.rewards import MixedReward, RewardMix
 from t2ialign.spec import Chosen, Spec, parse_sampler
 
@@ -175,6 +175,7 @@ def attach_lora(problem: Problem) -> Adapter:
     """Attach the spec's LoRA; with init = "activations" generate some images to start A from."""
     config, seed = problem.spec.backend_config, problem.spec.run.seed
     adapter = Adapter(problem.backend.trainable, config.lora, config.lora.targets or config.lora_targets(), seed)
+    move_adapters(problem.backend.trainable, problem.device)
     if config.lora.init == "activations":
         count = min(config.lora.init_prompts, len(problem.prompts))
         chosen = seeding.choose(seeding.derive(seed, "lora-prompts"), len(problem.prompts), count)

@@ -22,18 +22,19 @@ def recompute_blocks(module: nn.Module) -> int:
         The number of blocks.
     """
     count = 0
-    for block in _blocks(module):
+    for block in blocks(module):
         block.forward = _recomputed(block.forward)
         count += 1
     return count
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The elements of the outermost ``nn.ModuleList``s."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
         else:
-            yield from _blocks(child)
+            yield from blocks(child)
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -52,7 +52,7 @@ class Chosen:
         return self.declaration.kind
 
     def provides(self) -> set[str]:
-        return set(self.declaration.provides) | self.config.provides()
+        return (set(self.declaration.provides) | self.config.provides()) - self.config.withholds().keys()
 
     def requires(self) -> dict[str, set[str]]:
         combined = {role: set(words) for role, words in self.declaration.requires.items()}

@@ -25,6 +25,32 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
+def shelved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Offloading that shows on a CPU: weights are halved while they wait, and doubled when they are fetched.
+
+    A forward or backward pass that uses weights which it did not fetch gives wrong numbers; so does one that uses a
+    copy after it was dropped, which turns to NaN. Returns the elements that each fetched unit held, in order.
+    """
+    from t2ialign.offload import TakingTurns
+
+    held: list[int] = []
+    put_back = TakingTurns.put_back
+
+    def poisoned(self: TakingTurns) -> None:
+        dropped = [parameter.data for parameter, _ in self.fetched]
+        put_back(self)
+        for copy in dropped:
+            copy.fill_(float("nan"))
+        if dropped:
+            held.append(sum(copy.numel() for copy in dropped))
+
+    monkeypatch.setattr(TakingTurns, "put_back", poisoned)
+    monkeypatch.setattr(TakingTurns, "home", lambda self, weight: weight * 0.5)
+    monkeypatch.setattr(TakingTurns, "fetch", lambda self, home: home * 2)
+    return held
+
+
+@pytest.fixture
 def toy_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """Only the toy plugin is installed."""
     found = plugins.load([toy.entry_point("toy", toy)])

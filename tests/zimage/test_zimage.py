@@ -185,3 +185,23 @@ def test_bfloat16_and_snippet(make, tmp_path, monkeypatch):
 def test_odd_latents_are_refused(make):
     with pytest.raises(UsageError, match="image_size = 30: must be a multiple of 4"):
         make(image_size=30)
+
+
+@pytest.mark.parametrize("offload", ["model", "blocks"])
+def test_offloaded_weights_give_the_same_images(make, shelved, offload):
+    expected = make()
+    images = expected.generate(expected.encode(PROMPTS), [1, 2], SAMPLER)
+    backend = make(offload=offload)
+    assert torch.equal(backend.generate(backend.encode(PROMPTS), [1, 2], SAMPLER), images)
+    assert shelved
+
+
+def test_gradients_through_offloaded_blocks(make, shelved):
+    found = []
+    for options in ({}, {"offload": "blocks", "gradient_checkpointing": ["network"]}):
+        backend = make(**options)
+        noise = backend.noise([0]).requires_grad_(True)
+        images = backend.generate(backend.encode(PROMPTS[:1]), [0], SAMPLER, noise=noise)
+        found.append(torch.autograd.grad((images * seeding.normal([1], (3, 32, 32))).sum(), noise)[0])
+    assert len(shelved) > 4 * 3 + 1  # more than the forward pass: four steps of three blocks, and the decoder
+    torch.testing.assert_close(found[1], found[0])

@@ -89,3 +89,6 @@ class EggrollConfig(EvolutionConfig):
         description="what evolves: the LoRA factors, or the adapted layers' full weights, exported as the LoRA of the"
         " given rank that is nearest to the change",
     )
+
+    def requires(self) -> Requirements:
+        return {"backend": {"lora", "weights"} if self.parameters == "weights" else {"lora"}}

@@ -15,6 +15,7 @@ from t2ialign.diffusers_folder import check_weights, read_json
 from t2ialign.diffusers_scheduler import vp_path
 from t2ialign.embeds import Row
 from t2ialign.guided import GuidedBackend
+from t2ialign.lora import move_adapters
 from t2ialign.lora_file import load_lora_file
 from t2ialign.paths import VPPath
 from t2ialign_sd.config import PixArtDmdConfig
@@ -92,6 +93,7 @@ class PixArtDmd(GuidedBackend):
     def load_lora(self, folder: Path) -> None:
         """Attach the exported file with peft: PixArtAlphaPipeline has no ``load_lora_weights``."""
         load_lora_file(self.trainable, folder / LORA_FILE)
+        move_adapters(self.trainable, self.device)
 
     def snippet_loading(self) -> str:
         student = self.config.network_checkpoint
