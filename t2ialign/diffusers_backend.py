@@ -69,7 +69,9 @@ class DiffusersBackend(Backend):
         self.turns: TakingTurns | None = None
         self._component_configs: dict[str, dict[str, Any]] = {}
         parts = (*self.text_components, self.trained_component, "vae", "scheduler")
-        self.folder = open_checkpoint(config.checkpoint, config.revision, self.pipeline_names, parts, self.weightless)
+        self.folder = open_checkpoint(
+            config.checkpoint, config.revision, self.pipeline_names, parts, self.weightless, config.variant
+        )
 
     @cached_property
     def pipeline(self) -> Any:
@@ -138,6 +140,7 @@ class DiffusersBackend(Backend):
             {
                 "pipeline": self.pipeline_names[0],
                 "encoder": checkpoints.fingerprint(self.folder, self.text_components),
+                "variant": self.config.variant,
                 "dtype": self.stable_dtype,
                 "options": self.encoding(),
                 "versions": {name: importlib.metadata.version(name) for name in ("diffusers", "transformers")},
@@ -258,8 +261,14 @@ class DiffusersBackend(Backend):
 {imports}
 from diffusers import {self.info.pipeline}
 
-pipe = {self.info.pipeline}.from_pretrained({source}, dtype=torch.{self.config.dtype})
+pipe = {self.info.pipeline}.from_pretrained({source}{self.snippet_edition}, dtype=torch.{self.config.dtype})
 pipe.load_lora_weights(".")  # the folder of this file"""
+
+    @property
+    def snippet_edition(self) -> str:
+        """Arguments of ``from_pretrained`` that choose between the checkpoint's editions, each after a comma."""
+        chosen = {"revision": self.config.revision, "variant": self.config.variant}
+        return "".join(f", {name}={value!r}" for name, value in chosen.items() if value)
 
     def snippet_arguments(self) -> dict[str, Any]:
         """Arguments of the snippet's pipeline call besides the prompt."""
@@ -274,6 +283,7 @@ pipe.load_lora_weights(".")  # the folder of this file"""
             return getattr(diffusers, self.pipeline_names[0]).from_pretrained(
                 self.folder,
                 dtype={name: getattr(torch, dtype) for name, dtype in dtypes.items()},
+                variant=self.config.variant,
                 local_files_only=True,
                 **self.load_options,
                 **dict.fromkeys(absent),

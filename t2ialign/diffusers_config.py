@@ -15,6 +15,11 @@ class DiffusersConfig(BackendConfig):
     #: Steps in the model card's example.
     usual_steps: ClassVar[int] = 20
 
+    variant: str | None = Field(
+        None,
+        pattern=r"^[\w-]+$",
+        description="which of the checkpoint's weights, such as 'fp16'; components without them give their plain ones",
+    )
     vae_dtype: Literal["float32", "bfloat16"] | None = Field(
         None, description="dtype of the autoencoder; default: the network's, but float32 beside a float16 network"
     )

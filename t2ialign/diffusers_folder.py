@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 from t2ialign import checkpoints
 from t2ialign.errors import UsageError
 
-#: What is fetched of a component: full-precision weights in one file or in shards, and everything that is no weight.
-_FILES = ("*.json", "*.txt", "*.model", "*model.safetensors", "*model-*-of-*.safetensors")
+#: What is fetched of a component besides its weights.
+_SETTINGS = ("*.json", "*.txt", "*.model")
+#: Names of weights: in one file or in shards; the variant stands before or behind the number of the shard.
+_WEIGHTS = re.compile(r"[\w-]*?model(-\d+-of-\d+)?(\.(?P<variant>[\w-]+?)(-\d+-of-\d+)?)?\.safetensors")
 
 
 def open_checkpoint(
@@ -21,6 +24,7 @@ def open_checkpoint(
     pipelines: Collection[str],
     components: Sequence[str],
     weightless: Collection[str] = (),
+    variant: str | None = None,
 ) -> Path:
     """The local folder of a diffusers checkpoint that one of ``pipelines`` can load.
 
@@ -30,12 +34,17 @@ def open_checkpoint(
         pipelines: accepted classes in ``model_index.json``.
         components: sub-folders that must be there, each with complete safetensors weights if it holds a model.
         weightless: components of which only the configuration is used.
+        variant: of the weights; components without such a variant give their plain weights, as in diffusers.
 
     Raises:
         UsageError: anything of that is missing, of another kind, or cut off.
     """
-    patterns = [f"{part}/{file}" for part in components for file in (_FILES[:1] if part in weightless else _FILES)]
-    folder = checkpoints.resolve(reference, revision, ["model_index.json", *patterns])
+    settings = ["model_index.json", *(f"{part}/{file}" for part in components for file in _SETTINGS)]
+    heavy = [part for part in components if part not in weightless]
+    folder = checkpoints.resolve(reference, revision, settings + _weight_patterns(heavy, variant))
+    plain = [part for part in heavy if variant and variant not in weights_by_variant(folder / part)]
+    if plain:
+        checkpoints.resolve(reference, revision, _weight_patterns(plain, None))
     where = f"checkpoint '{reference}'"
     if not (folder / "model_index.json").is_file():
         raise UsageError(f"{where} is no diffusers checkpoint: it has no model_index.json")
@@ -45,26 +54,48 @@ def open_checkpoint(
     for part in components:
         if not any((folder / part).glob("*.json")):
             raise UsageError(f"{where} has no component '{part}'")
-        if part not in weightless and (folder / part / "config.json").is_file():
-            check_weights(folder / part, where)
+    models = [part for part in heavy if (folder / part / "config.json").is_file()]
+    for part in models:
+        check_weights(folder / part, where, variant)
+    if variant and not any(variant in weights_by_variant(folder / part) for part in models):
+        raise UsageError(f"{where} has no weights of the variant '{variant}' (backend.variant)")
     return folder
 
 
-def check_weights(folder: Path, where: str) -> None:
-    """Complain unless ``folder`` has safetensors weights, with every shard there in full length.
+def _weight_patterns(parts: Collection[str], variant: str | None) -> list[str]:
+    ends = [f"model.{variant}", f"model.{variant}-*-of-*", f"model-*-of-*.{variant}"] if variant else []
+    return [f"{part}/*{end}.safetensors" for part in parts for end in ends or ["model", "model-*-of-*"]]
+
+
+def weights_by_variant(folder: Path) -> dict[str | None, list[Path]]:
+    """Files of a component's weights; the plain ones are under None."""
+    found: dict[str | None, list[Path]] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        if match := _WEIGHTS.fullmatch(file.name):
+            found.setdefault(match["variant"], []).append(file)
+    return found
+
+
+def check_weights(folder: Path, where: str, variant: str | None = None) -> None:
+    """Complain unless ``folder`` has safetensors weights, plain or of the variant, with every shard in full length.
 
     Raises:
         UsageError: no weights, a missing shard, or a truncated file.
     """
-    files = {file.name: file for file in folder.glob("*.safetensors")}
-    if not files:
-        raise UsageError(f"{where}: '{folder.name}' has no .safetensors weights (pickled weights are not loaded)")
-    for index in folder.glob("*.safetensors.index.json"):
-        if absent := sorted(set(read_json(index)["weight_map"].values()) - files.keys()):
+    found = weights_by_variant(folder)
+    if None not in found and variant not in found:
+        other = f"; it has the variant {' and '.join(map(repr, found))}, see backend.variant" if found else ""
+        raise UsageError(
+            f"{where}: '{folder.name}' has no .safetensors weights (pickled weights are not loaded){other}"
+        )
+    chosen = variant if variant in found else None
+    names = {file.name for file in found[chosen]}
+    for index in folder.glob(f"*.safetensors.index{f'.{chosen}' if chosen else ''}.json"):
+        if absent := sorted(set(read_json(index)["weight_map"].values()) - names):
             raise UsageError(f"{where}: '{folder.name}' lacks the shard {absent[0]}")
-    for name, file in files.items():
+    for file in found[chosen]:
         if not is_complete(file):
-            raise UsageError(f"{where}: {folder.name}/{name} is truncated or damaged; fetch it again")
+            raise UsageError(f"{where}: {folder.name}/{file.name} is truncated or damaged; fetch it again")
 
 
 def is_complete(file: Path) -> bool:

@@ -105,7 +105,7 @@ from t2ialign.lora_file import load_lora_file  # PixArtAlphaPipeline has no load
 transformer = PixArtTransformer2DModel.from_pretrained("{student}", subfolder="transformer")
 load_lora_file(transformer, "{LORA_FILE}")  # of the folder of this file
 pipe = PixArtAlphaPipeline.from_pretrained(
-    "{self.config.checkpoint}",
+    "{self.config.checkpoint}"{self.snippet_edition},
     transformer=transformer,
     scheduler=DDPMScheduler.from_pretrained("{student}", subfolder="scheduler"),
 )
