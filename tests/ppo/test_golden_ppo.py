@@ -12,10 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from t2ialign_ppo import ppo
+from t2ialign_ppo.convert_snapshot import published_mapping, sanitise
 from t2ialign_ppo.distributions import Draws
 from t2ialign_ppo.policy import Policy, simplices
 from t2ialign_solvers.starts import published_table
-from t2ialign_solvers.table import SolverTable
+from t2ialign_solvers.table import SolverTable, load_table
 
 FILE = Path(__file__).parents[1] / "golden/epd_ppo.safetensors"
 GOLDEN = load_file(FILE)
@@ -71,6 +72,32 @@ def test_published_start_tables(name):
     )
     close(table.positions.double(), name, 1e-7)  # tables are float32
     close(table.weights.double(), name.replace("positions", "weights"), 1e-7)
+    stored = {key: GOLDEN[name.replace("positions", key)] for key in ("r_params", "weight_logits")}
+    mapped = from_raw(stored["r_params"], stored["weight_logits"])
+    close(mapped.positions.double(), name, 1e-6)
+    close(mapped.weights.double(), name.replace("positions", "weights"), 1e-6)
+
+
+def from_raw(r_params, weight_s, scale_params=None, scale_range=0.0):
+    """Published raw parameters, both scales alike, as a table."""
+    scales = torch.zeros_like(r_params) if scale_params is None else scale_params
+    parameters = {"r_params": r_params, "weight_s": weight_s}
+    settings = {"schedule_type": "discrete", "schedule_rho": 1.0, "scale_dir": scale_range, "scale_time": scale_range}
+    return published_mapping(parameters | dict.fromkeys(("scale_dir_params", "scale_time_params"), scales), settings)
+
+
+def test_published_exports_cut_scales_to_their_range_and_ours_do_not(tmp_path):
+    raw = (GOLDEN[f"export.{name}"] for name in ("r_params", "weight_s", "scale_params_range0.05"))
+    published, learnt = from_raw(*raw, 0.05), GOLDEN["export.scale_in"].float()
+    cold = table_of("cold")
+    torch.testing.assert_close(published.positions, cold.positions.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(published.weights, cold.weights.float(), rtol=1e-6, atol=1e-6)
+    for scales in (published.scale_dir, published.scale_time):
+        torch.testing.assert_close(scales, learnt.clamp(0.95, 1.05), rtol=1e-6, atol=1e-6)
+    assert (learnt > 1.05).sum() == 4
+    ours = published.like(scale_dir=learnt, scale_time=learnt)
+    ours.save(tmp_path / "table.json")
+    assert torch.equal(load_table(str(tmp_path / "table.json")).scale_dir, learnt)
 
 
 def test_the_mean_starts_at_the_table():
@@ -79,6 +106,9 @@ def test_the_mean_starts_at_the_table():
     close(segments, "cold.segments")
     close(CONFIG["concentration"] * segments, "cold.alpha_pos")
     close(CONFIG["concentration"] * weights, "cold.alpha_weight")
+    close(
+        Policy(cold, CONFIG["concentration"])().segments.concentration, "policy.init_output.alpha_pos", 1e-6
+    )  # stored as float32
     kinds = {"scale_dir": "bounded", "scale_time": "bounded", "scale_bound": 0.5}
     for options in ({}, {"scale_dir": "log-normal"}, kinds):
         mean = Policy(cold, 20.0, **options)().mean
@@ -91,6 +121,18 @@ def test_degenerate_rows_become_even():
     segments, weights = simplices(table_of("cold_bad"))
     close(CONFIG["concentration"] * segments, "cold_bad.alpha_pos")
     close(CONFIG["concentration"] * weights, "cold_bad.alpha_weight")
+    for parts, name in ((segments, "cold_bad.invalid_pos"), (weights, "cold_bad.invalid_weight")):
+        assert torch.equal((parts == parts[:, :1]).all(-1), GOLDEN[name].bool())
+
+
+def test_rows_are_put_in_order():
+    parts = ("positions", "weights", "scale_dir", "scale_time")
+    given = [GOLDEN[f"sanitize.in_{part}"] for part in parts]
+    found = sanitise(*given)
+    for part, tensor in zip(parts, found, strict=True):
+        close(tensor, f"sanitize.{part}", 1e-12)
+    assert torch.equal((given[1] != found[1]).any(-1), GOLDEN["sanitize.reordered"].bool())
+    assert torch.equal((given[0].sort(-1).values != found[0]).any(-1), GOLDEN["sanitize.adjusted"].bool())
 
 
 def test_policy_outputs(policy):
@@ -114,6 +156,15 @@ def test_densities_of_recorded_tables(policy, draws):
     close(log_prob.sum(-1), "sample.log_prob")
     table = draws.table(table_of("cold"))
     close(table.positions.double(), "sample.positions", 1e-6)
+    for factor, name in ((policy().segments, "pos"), (policy().weights, "weight")):
+        close(factor.entropy().expand(len(log_prob), -1), f"sample.entropy_{name}_step")
+
+
+def test_a_table_per_image_is_made_of_segments():
+    solvers = load_file(FILE.parent / "epd_solvers.safetensors")
+    segments, weights = solvers["epd.perimage.segments"], solvers["epd.perimage.w"]
+    table = Draws(segments, weights).table(table_of("cold"))
+    torch.testing.assert_close(table.positions.double(), solvers["epd.perimage.r"], rtol=1e-6, atol=1e-6)
 
 
 def test_advantages():

@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch.distributions import Dirichlet
 
 from t2ialign import Denoiser, Prediction, UsageError, seeding
 from t2ialign.conditioning import Conditioning
 from t2ialign.paths import FlowPath, VPPath
-from t2ialign_ppo.convert_snapshot import main, published_mapping, read_table, sanitise
+from t2ialign_ppo.convert_snapshot import main, published_mapping, read_table
+from t2ialign_ppo.distributions import LogNormalScales, TableDistribution
 from t2ialign_solvers.config import EpdConfig
 from t2ialign_solvers.epd import Epd
 from t2ialign_solvers.table import load_table
 
 FOLDER = Path(__file__).parents[1] / "golden"
 TABLES = json.loads((FOLDER / "epd_tables.json").read_text())["tables"]
-GOLDEN = load_file(FOLDER / "epd_ppo.safetensors")
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 
 
@@ -64,10 +64,22 @@ def test_every_published_table_loads_and_samples(name, tmp_path):
     assert denoiser.evaluations == 3 * table.steps
 
 
-def test_rows_are_put_in_order():
-    parts = ("positions", "weights", "scale_dir", "scale_time")
-    for part, found in zip(parts, sanitise(*(GOLDEN[f"sanitize.in_{part}"] for part in parts)), strict=True):
-        torch.testing.assert_close(found, GOLDEN[f"sanitize.{part}"], rtol=1e-12, atol=1e-12)
+def test_a_published_export_is_not_the_policy_that_was_trained():
+    """Its scales left the range to which the export cuts them; positions and weights are the policy's mean."""
+    trained = {
+        k: torch.tensor(v, dtype=torch.float64) for k, v in TABLES["sd15-scales-step9000"]["policy_mean"].items()
+    }
+    scales = (LogNormalScales(trained[f"{n}_loc"], trained[f"{n}_std"].log()) for n in ("scale_dir", "scale_time"))
+    mean = TableDistribution(Dirichlet(trained["alpha_pos"]), Dirichlet(trained["alpha_weight"]), *scales).mean
+    exported = published_mapping(*stored("sd15-scales-step9000"))
+    close = {"rtol": 2e-5, "atol": 2e-5}
+    torch.testing.assert_close(mean.segments[:, :-1].cumsum(-1).float(), exported.positions, **close)
+    torch.testing.assert_close(mean.weights.float(), exported.weights, **close)
+    for name in ("scale_dir", "scale_time"):
+        torch.testing.assert_close(getattr(mean, name), trained[name], **close)
+        cut = trained[name].float().clamp(0.95, 1.05)
+        torch.testing.assert_close(getattr(exported, name), cut, **close)
+    assert ((mean.scale_dir - 1).abs() > 0.05).sum() + ((mean.scale_time - 1).abs() > 0.05).sum() == 35
 
 
 class Persistent:

@@ -20,8 +20,10 @@ from t2ialign.paths import FlowPath, TrigFlowPath, VPPath
 from t2ialign_solvers import schedules
 from t2ialign_solvers.config import Dpm2Config, EpdConfig, IpndmConfig, OdeConfig, ScheduleConfig, TwoStageConfig
 from t2ialign_solvers.epd import Epd
-from t2ialign_solvers.multistep import Ipndm
+from t2ialign_solvers.multistep import DpmSolverPlusPlus2M, Ipndm
+from t2ialign_solvers.ode import Ode
 from t2ialign_solvers.single_step import Dpm2, Euler, Heun
+from t2ialign_solvers.starts import arithmetic_table
 from t2ialign_solvers.table import SolverTable
 
 FILE = Path(__file__).parents[1] / "golden/epd_solvers.safetensors"
@@ -131,6 +133,52 @@ def test_discrete_noise_levels():
     assert torch.allclose(values, GOLDEN["sd.probe_sigma"], **tolerance)
     taus = (path.time(GOLDEN["sd.probe_sigma_in"]) + 1) / 1000
     assert torch.allclose(taus, GOLDEN["sd.probe_t_out"], **tolerance)
+    assert torch.allclose(path.time(GOLDEN["sd.probe_sigma_in"]), GOLDEN["sd.probe_c_noise"], rtol=2e-5, atol=2e-4)
+
+
+def test_the_data_that_a_guided_model_predicts_between_timesteps():
+    ode = Ode(Mixture(VPPath(GOLDEN["sd.alphas_cumprod"]), GOLDEN["cond"], 3.0))
+    found = ode.predict(GOLDEN["sd.denoised_x"], GOLDEN["sd.denoised_sigma"]).x0
+    torch.testing.assert_close(found, GOLDEN["sd.denoised_out"], rtol=2e-6, atol=2e-6)
+
+
+EXACT = {  # name of a 4000-step solution -> a case with the same model and end points
+    "reference.sd.g1.0": {"path": "sd", "guidance": 1.0},
+    "reference.sd.g3.0": {"path": "sd", "guidance": 3.0},
+    "reference.flow.sd3.6": {"path": "flow", "flow": "sd3"},
+    "reference.flow.sd3.11": {"path": "flow", "flow": "sd3"},
+    "reference.flow.flux.9": {"path": "flow", "flow": "flux"},
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize(
+    ("solver", "config", "order"),
+    [
+        (Euler, OdeConfig(), 1),
+        (Heun, TwoStageConfig(), 2),
+        (Dpm2, Dpm2Config(), 2),
+        (Ipndm, IpndmConfig(order=2), 2),
+        (DpmSolverPlusPlus2M, OdeConfig(), 2),
+        (Epd, EpdConfig(), 2),
+    ],
+)
+def test_solvers_converge_to_the_exact_solution(name, solver, config, order):
+    """Twice the steps are 1 / 2^order of the error, or nearly; the arithmetic start table is second-order, too."""
+    path = path_of(EXACT[name])
+    start, end = path.variable(torch.tensor([path.t_start, path.t_min], dtype=torch.float64))
+    if EXACT[name]["path"] == "flow":
+        end = path.shifted(end)
+    errors = []
+    for steps in (64, 128):
+        knots = schedules.polynomial(steps + 1, start, end, 7.0)
+        sampler = Epd(EpdConfig()).with_table(arithmetic_table(knots, 2)) if solver is Epd else solver(config)
+        sampler.knots = lambda path, knots=knots: knots
+        denoiser = Mixture(path, GOLDEN["cond"], EXACT[name].get("guidance", 1.0))
+        found = sampler.sample(denoiser, GOLDEN["latents"])
+        errors.append((found - GOLDEN[name]).norm() / GOLDEN[name].norm())
+    assert errors[1] < 0.02
+    assert errors[0] / errors[1] > {1: 1.9, 2: 2.8}[order]
 
 
 @pytest.mark.parametrize("path", [VPPath(GOLDEN["sd.alphas_cumprod"]), FlowPath(), TrigFlowPath()])
