@@ -115,6 +115,16 @@ def test_the_micro_batch_changes_nothing(eggroll_spec, micro_batch, parameters):
         torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+def test_a_step_repeats_its_prompts_as_often_as_upstream_with_a_seed_for_every_image(eggroll_spec, golden):
+    """Upstream repeats the list of prompts, sometimes with equal images; ours keeps the images of a prompt together."""
+    block = golden("t2i/sampling")
+    drawn, repeats = block["repeat_in"].tolist(), int(block["repeat_n"])
+    counts = {"per_step": len(drawn), "images_per_prompt": repeats}
+    batch = ready(eggroll_spec(prompts={"file": "prompts.txt", **counts})).problem.draw(0)
+    assert batch.prompt_index.tolist() == sorted(drawn.index(prompt) for prompt in block["repeat_out"].tolist())
+    assert len(set(batch.seeds)) == len(block["repeat_out"])
+
+
 class Ranks(World):
     """One of several processes that take turns: ``gather`` joins what the others left in ``box``."""
 

@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from t2ialign import seeding
+from t2ialign_eggroll import EggrollTrainer
+from t2ialign_eggroll.batched import evaluate_members
 from t2ialign_eggroll.noise import FullRank, LowRank, Members
 from t2ialign_eggroll.shaping import Fitness, shape
 from t2ialign_eggroll.update import ascend, pair_weights, step_scale
@@ -53,6 +56,10 @@ def test_t2i_members(golden, case):
     eps = torch.cat([d.select(pair, sign).dense().flatten(1) for d in t2i_draws(block).values()], 1)
     torch.testing.assert_close(eps, block["eps"], **EXACT)
     torch.testing.assert_close(block["theta"] + sigma * eps, block["theta_pop"], **EXACT)
+    centres = block["theta"].split([d.shape.numel() for d in t2i_draws(block).values()])
+    for (name, draw), centre in zip(t2i_draws(block).items(), centres, strict=True):
+        (member,) = draw.select(pair[-1:], sign[-1:] * sigma).added_to(centre.view(draw.shape))
+        torch.testing.assert_close(member, block[f"param_last.{name}"], **EXACT)
 
 
 @pytest.mark.parametrize("case", ["even_r1/upd", "even_r1/upd_mean", "plain_r1/upd"])
@@ -64,6 +71,8 @@ def test_t2i_update(golden, case):
 
     shaped = shape(update["S"], "zscore")
     torch.testing.assert_close(shaped.values, update["fitness"], **FITNESS)
+    torch.testing.assert_close(shape(update["scores_mean"], "zscore").values, update["fitness"], **FITNESS)
+    assert torch.equal(shaped.used, update["finite_mask"])
     centred = shape(update["S"], "prompt-centred").values
     torch.testing.assert_close(centred, update["scores_promptnorm"], **FITNESS)
     # Upstream's promptnorm cancels: standardising the prompt-centred scores gives the plain z-score again.
@@ -71,15 +80,20 @@ def test_t2i_update(golden, case):
 
     interleaved = shaped.values.view(2, -1).T.flatten() if paired else shaped.values
     weights = pair_weights(interleaved, Members(count, bool(paired)))
-    parameters, start, steps = {}, 0, {}
-    for name, draw in t2i_draws(block).items():
-        size = draw.shape.numel()
-        parameters[name] = nn.Parameter(block["theta"][start : start + size].view(draw.shape).clone())
-        steps[name] = step_scale("upstream", sigma, count) * direction(draw, shaped.values, weights)
-        start += size
-    ascend(sgd(parameters, lr), parameters, steps, max_step, max_norm)
-    theta = torch.cat([p.detach().flatten() for p in parameters.values()])
-    torch.testing.assert_close(theta, update["theta_capped"], rtol=1e-4, atol=1e-5)
+    draws = t2i_draws(block)
+    steps = {n: step_scale("upstream", sigma, count) * direction(d, shaped.values, weights) for n, d in draws.items()}
+    for caps, expected in (
+        ((None, None), "theta_after"),
+        ((max_step, None), "theta_step_capped"),
+        ((max_step, max_norm), "theta_capped"),
+    ):
+        centres = block["theta"].split([d.shape.numel() for d in draws.values()])
+        parameters = {
+            n: nn.Parameter(c.view(d.shape).clone()) for (n, d), c in zip(draws.items(), centres, strict=True)
+        }
+        ascend(sgd(parameters, lr), parameters, steps, *caps)
+        theta = torch.cat([p.detach().flatten() for p in parameters.values()])
+        torch.testing.assert_close(theta, update[expected], rtol=1e-4, atol=1e-5)
 
 
 def test_t2i_constant_reward(golden):
@@ -87,6 +101,52 @@ def test_t2i_constant_reward(golden):
     shaped = shape(block["S"], "zscore")
     assert torch.equal(shaped.values, block["fitness"])
     assert shaped.constant
+
+
+def test_t2i_draws_of_prompts(golden):
+    """Ours come from other generators and in another order; what a draw is stays the same."""
+    block = golden("t2i/sampling")
+    for row, (seed, total, count) in enumerate(block["triples"].tolist()):
+        recorded = block[f"indices.{row}"].tolist()
+        ours = seeding.choose(seed, total, min(count, total))
+        assert len(ours) == len(recorded) == len(set(ours))
+        assert set(ours) <= set(range(total))
+        if count >= total:  # everything there is
+            assert set(ours) == set(recorded)
+    # Upstream mixes a seed with two numbers into 32 bits and never uses it; ours keeps the same inputs apart.
+    mixed = {seeding.derive(*words) for words in block["mix_seed_in"].tolist()}
+    assert len(mixed) == len(block["mix_seed_out"].unique())
+
+
+@pytest.mark.parametrize("case", ["sgd_r1", "adamw_r2_group", "freeze_reuse"])
+def test_jax_forward(golden, case):
+    """The factored product for a weight (out, in), for its transpose, and the perturbed bias."""
+    block = golden(f"jax/{case}")
+    count, frozen, sigma = len(block["sign"]), bool(block["cfg"][-1]), block["sigma_lr"][0].item()
+    everyone, signed = torch.arange(count), block["sign"] * sigma
+    noise = low_rank(block["A_unit"], block["B_unit"]).select(everyone, signed)
+    mirrored = LowRank(noise.v, noise.u, torch.Size(reversed(noise.shape)))
+    for weight, own, x, y in ((block["W"], noise, "x", "y_mm"), (block["W"].T, mirrored, "xT", "y_Tmm")):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        layer.weight.data = weight
+        crossed = evaluate_members(layer, lambda layer, x=block[x]: layer(x), {"weight": own})
+        torch.testing.assert_close(crossed[everyone, everyone].detach(), block[y], rtol=1e-4, atol=1e-5)
+    biases = block["b"] if frozen else FullRank(block["b_noise_unit"]).select(everyone, signed).added_to(block["b"])
+    torch.testing.assert_close(biases.expand(count, -1), block["b_noisy"], **EXACT)
+
+
+def test_jax_baseline_subtraction(golden):
+    """No option of ours: with pairs or a mean over members the centre need not be scored.
+
+    Upstream scores it twice (directions 0 and 1 have no noise), subtracts that score per prompt and divides by the
+    prompt's spread. Per-prompt standardisation differs from this by one number common to all directions, which has no
+    part in a comparison.
+    """
+    block = golden("jax/baseline_sub")
+    ours = shape(block["S"].T, "prompt-zscore").values
+    compared = [shape(values[2:], "zscore").values for values in (ours, block["fitness_per_direction"])]
+    torch.testing.assert_close(*compared, **FITNESS)
+    assert torch.equal(block["fitness_per_direction"][:2], torch.zeros(2))
 
 
 @pytest.mark.parametrize("case", ["sgd_r1", "adamw_r2_group", "freeze_reuse"])
@@ -109,6 +169,8 @@ def test_jax_update(golden, case):
     if not frozen:
         steps["b"] = scale * direction(FullRank(block["b_noise_unit"]), signed)
         torch.testing.assert_close(-steps["b"], block["grad_b"], **FITNESS)
+    else:
+        assert not block["grad_b"].any()
 
     # One draw per pair and the difference of the pair's fitness give the same direction.
     weights = pair_weights(shaped.values, Members(count))
@@ -146,12 +208,29 @@ def test_trainer_update(golden, case):
             noise = FullRank(block[f"{name}.pert"] / sigma)
         members = block[name] + sigma * noise.dense()
         torch.testing.assert_close(members, block[f"{name}.pop"], **EXACT)
+        # Upstream adds each perturbation to the last member's weights; its scores belong to these.
+        walked = block[name] + (sigma * noise.dense()).cumsum(0)
+        torch.testing.assert_close(walked, block[f"{name}.pop_upstream_step"], rtol=1e-4, atol=1e-5)
         if frozen and name.endswith("bias"):
+            assert torch.equal(block[f"{name}.new"], block[name])
             continue
         parameters = {name: nn.Parameter(block[name].clone())}
+        mean = sigma * direction(noise, shaped.values)
+        torch.testing.assert_close(mean, block[f"{name}.update"], **FITNESS)
         steps = {name: step_scale("eggroll", sigma, count) * direction(noise, shaped.values)}
         ascend(sgd(parameters, lr), parameters, steps)
         torch.testing.assert_close(parameters[name].data, block[f"{name}.new"], **FITNESS)
+
+
+@pytest.mark.parametrize("case", ["r1", "r2_anti_group", "freeze"])
+def test_trainer_history(golden, case):
+    block = golden(f"trainer/{case}")
+    scores = iter(block["raw_scores"].tolist())
+    trainer = EggrollTrainer(nn.Linear(2, 1), lambda model: next(scores), population_size=len(block["raw_scores"]))
+    trainer.generation = int(block["cfg"][-1])
+    line = trainer.step()
+    found = [line[key] for key in ("generation", "mean_fitness", "best_fitness", "std_fitness")]
+    assert found == pytest.approx(block["metrics"].tolist(), rel=1e-5)
 
 
 def test_vanilla_update(golden):
@@ -162,6 +241,7 @@ def test_vanilla_update(golden):
     torch.testing.assert_close(block["theta"] + sigma * noise.dense(), block["theta_pop"], **EXACT)
     shaped = shape(block["raw_scores"], "zscore")
     parameters = {"theta": nn.Parameter(block["theta"].clone())}
+    torch.testing.assert_close(direction(noise, shaped.values), block["update"], **FITNESS)
     steps = {"theta": step_scale("upstream", sigma, 5) * direction(noise, shaped.values)}
     ascend(sgd(parameters, lr / sigma), parameters, steps)
     torch.testing.assert_close(parameters["theta"].data, block["theta_new"], **FITNESS)

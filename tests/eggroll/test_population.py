@@ -90,6 +90,8 @@ def test_golden_layer(golden, case, form):
         stack = LowRank(u / math.sqrt(u.shape[-1]), v, torch.Size((u.shape[1], v.shape[1])))
         noise[f"layer.lora_{side}.weight"] = stack.select(block["index"], block["sign"] * block["sigma"])
     members = len(block["index"])
+    dense = torch.cat([noise[f"layer.lora_{side}.weight"].dense().flatten(1) for side in "AB"], 1)
+    torch.testing.assert_close(dense, block["sigma"] * block["eps"], rtol=1e-9, atol=1e-9)
     with lora_population({"layer": layer}, noise, Chunk(members, 1), form):
         torch.testing.assert_close(layer(block["x"]), block["y"], rtol=1e-9, atol=1e-9)
         shared = block["x_shared"].expand(members, -1, -1)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.nn.functional import normalize
 
 from t2ialign import UsageError
+from t2ialign.config import RewardMixConfig
+from t2ialign.rewards import MixedReward, RewardMix
+from t2ialign_rewards.clip import LastResult
 from t2ialign_rewards.clip_scores import ClipScore, PickScore
 from t2ialign_rewards.config import (
     ClipAestheticConfig,
@@ -16,6 +22,8 @@ from t2ialign_rewards.config import (
     NoArtifactsConfig,
     PickScoreConfig,
 )
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +88,43 @@ def test_hyperscale_rewards(data, clip_folder, pick_folder, prompts):
     weights = {"clip_aesthetic": 0.3, "clip_text": 0.3, "no_artifacts": 0.2, "pickscore": 0.2}
     combined = sum(weight * scores[name] for name, weight in weights.items())
     torch.testing.assert_close(combined, data["hyperscale.per_image.combined"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["pick_only", "mixed"])
+def test_hyperscale_scores_of_given_embeddings(case):
+    """One prompt's images: the four terms, their means, and the weighted mix."""
+    tensors = load_file(GOLDEN / "eggroll.safetensors")
+    block = {key.removeprefix(f"rewards/{case}/"): t for key, t in tensors.items() if key.startswith(f"rewards/{case}")}
+
+    class Tower:
+        last_images = LastResult()
+
+        def __init__(self, kind, texts):
+            self.kind, self.texts = kind, texts
+            self.logit_scale = block["pick_logit_scale_log"].exp().item()
+
+        def image_embeds(self, images):
+            return normalize(block[f"{self.kind}_image_embeds"], dim=-1)
+
+        def text_embeds(self, prompts):
+            return normalize(block[f"{self.kind}_text_embeds"], dim=-1)[[self.texts.index(p) for p in prompts]]
+
+    texts = [ClipAestheticConfig().text, "a prompt", NoArtifactsConfig().text]
+    kinds = {
+        "clip_aesthetic": (ClipScore, ClipAestheticConfig, "clip", texts),
+        "clip_text": (ClipScore, ClipTextConfig, "clip", texts),
+        "no_artifacts": (ClipScore, NoArtifactsConfig, "clip", texts),
+        "pickscore": (PickScore, PickScoreConfig, "pick", ["a prompt"]),
+    }
+    count = len(block["clip_image_embeds"])
+    parts, raw = [], {}
+    for (name, (kind, config, tower, known)), weight in zip(kinds.items(), block["mix_weights"].tolist(), strict=True):
+        reward = kind(config())
+        reward.network = Tower(tower, known)
+        raw[name] = reward.score(torch.zeros(count, 3, 8, 8), ["a prompt"] * count)
+        torch.testing.assert_close(raw[name].mean(), block[name][0], atol=1e-4, rtol=1e-5)
+        parts.append(MixedReward(name, reward, RewardMixConfig(weight=weight)))
+    torch.testing.assert_close(RewardMix(parts).combine(raw).mean(), block["combined"][0], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
