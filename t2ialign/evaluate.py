@@ -193,7 +193,8 @@ def evaluate(
         prompts, seeds = [wanted.prompts[i] for i in spread], [wanted.seeds[i] for i in spread]
         conditioning = problem.backend.encode(prompts)
         pair_rows = [generate(conditioning, seeds) for generate in variants.values()]
-        images.save_png(images.grid(pair_rows, prompts, list(variants)), new / "pairs.png")
+        texts = {"prompts": "\n".join(prompts)}
+        images.save_png(images.grid(pair_rows, prompts, list(variants)), new / "pairs.png", texts)
     return summary
 
 

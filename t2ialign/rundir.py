@@ -90,6 +90,11 @@ class RunDir:
         """Seconds, images/s and peak memory (MB) of the logged steps."""
         return files.read_json_lines(self.timing_file)
 
+    def summary(self) -> dict[str, Any] | None:
+        """The last evaluation; None before the first."""
+        file = self.path / "evaluation" / "summary.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
     def rewind(self, step: int) -> None:
         """Forget the logged steps after ``step``, so that a resumed run writes each step once."""
         for file in (self.metrics_file, self.timing_file):

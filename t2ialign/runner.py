@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from t2ialign import distributed, files, images
+from t2ialign import distributed, files, images, report
 from t2ialign.contracts import Optimizer, StepResult
 from t2ialign.errors import RewardError, T2IAlignError, UsageError
 from t2ialign.evaluate import evaluate, items, score, summarise
@@ -172,11 +172,13 @@ def evaluate_run(
     display: Display,
     samplers: Mapping[str, Chosen] | None = None,
 ) -> dict[str, Any]:
-    """Write the run's ``evaluation`` folder; further samplers are variants beside base and tuned."""
+    """Write the run's ``evaluation`` folder and its report; further samplers are variants beside base and tuned."""
     others = {name: problem.with_sampler(chosen) for name, chosen in (samplers or {}).items()}
     total = (2 + len(others)) * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
     with display.bar("evaluating " + ", ".join(["base", "tuned", *others]), total) as bar:
-        return evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
+        summary = evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
+    report.write(run)
+    return summary
 
 
 class _Trend:

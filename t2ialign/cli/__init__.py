@@ -7,7 +7,7 @@ import sys
 import typer
 
 from t2ialign import __version__
-from t2ialign.cli import inspecting, results, running
+from t2ialign.cli import inspecting, reporting, results, running
 from t2ialign.cli.score import score
 from t2ialign.errors import T2IAlignError
 
@@ -28,6 +28,8 @@ for command in (
     results.sample,
     results.eval_,
     results.export,
+    reporting.report,
+    reporting.compare,
     score,
 ):
     app.command(name=command.__name__.strip("_").replace("_", "-"))(command)

@@ -49,7 +49,7 @@ def eval_(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
-    """Evaluate a run's base against its tuned model on shared seeds, and rewrite its evaluation folder."""
+    """Evaluate a run's base against its tuned model on shared seeds, and rewrite its evaluation folder and report."""
     others = parse_samplers(samplers or [])
     quiet_libraries()
     from t2ialign import runner
@@ -65,7 +65,9 @@ def eval_(
 
     from t2ialign.cli.tables import comparison
 
-    Console().print(comparison(summary))
+    console = Console()
+    console.print(comparison(summary))
+    console.print(f"{run / 'report.html'}  [dim]the run on one page, rewritten[/dim]", highlight=False, soft_wrap=True)
 
 
 def export(

@@ -58,6 +58,7 @@ def _show(path: Path) -> None:
     console = Console()
     console.print(comparison(json.loads((path / "evaluation" / "summary.json").read_text(encoding="utf-8"))))
     for name, meaning in (
+        ("report.html", "the run on one page"),
         ("evaluation/pairs.png", "base above tuned, same prompts and noise"),
         ("samples", "grids at fixed prompts and noise"),
         ("export", "what the run delivers"),

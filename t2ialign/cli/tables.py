@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
-from t2ialign.comparison import caption, table_header, table_rows
+from t2ialign.comparison import caption, rows, table_header, table_rows
 
 
 def comparison(summary: dict[str, Any]) -> Table:
@@ -16,4 +17,30 @@ def comparison(summary: dict[str, Any]) -> Table:
         table.add_column(name, justify="right" if column else "left", no_wrap=True)
     for row in table_rows(summary):
         table.add_row(*row)
+    return table
+
+
+def side_by_side(summaries: dict[str, dict[str, Any]], shared: bool) -> Table:
+    """Several runs' evaluations, reward by reward.
+
+    Args:
+        summaries: ``summary.json`` by run.
+        shared: whether all runs were evaluated on the same prompts and seeds.
+    """
+    where = "all on the same prompts and seeds" if shared else "NOT on the same prompts and seeds: compare with care"
+    table = Table(title="tuned against each run's base", caption=f"{where}; ± one s.e. over prompts")
+    for words in ("reward", "run"):
+        table.add_column(words, overflow="fold")
+    for number in ("base", "tuned", "difference", "in s.e."):
+        table.add_column(number, justify="right", no_wrap=True)
+    tuned = [(name, row) for name, summary in summaries.items() for row in rows(summary) if row.variant == "tuned"]
+    for reward in dict.fromkeys(row.reward for _, row in tuned):
+        label = reward
+        for name, row in tuned:
+            if row.reward == reward:
+                table.add_row(
+                    escape(label), escape(name), f"{row.base:.4g}", f"{row.mean:.4g}", row.measured, row.in_se
+                )
+                label = ""
+        table.add_section()
     return table

@@ -116,7 +116,9 @@ def test_run_eval_export_sample(spec_file, tmp_path):
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "first"
     assert "shapes-graded" in done.stdout
-    assert (run / "evaluation" / "pairs.png").exists()
+    for result in ("report.html", "evaluation/pairs.png"):
+        assert (run / result).exists()
+        assert str(run / result) in done.stdout
 
     done = t2ialign("eval", run, "--json")
     assert json.loads(done.stdout) == json.loads((run / "evaluation" / "summary.json").read_text())

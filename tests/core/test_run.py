@@ -48,6 +48,7 @@ def test_a_run_leaves_a_complete_directory(toy_spec):
     assert summary["paired"]["tuned"]["toy-redness"]["difference"] > 0
     assert len(list((run.path / "evaluation" / "tuned").glob("*.png"))) == 10
     assert "torch" in json.loads((run.path / "environment.json").read_text())["packages"]
+    assert "finished, 4 steps" in (run.path / "report.html").read_text()
     assert not list(run.path.rglob("*.tmp"))
 
 

@@ -1,0 +1,63 @@
+"""``report`` and ``compare``: what run directories tell, read without weights and without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from t2ialign import files
+from t2ialign.cli.running import RunFolder
+from t2ialign.errors import UsageError
+from t2ialign.rundir import RunDir
+
+
+def report(
+    run: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The page; default: RUN/report.html.")
+    ] = None,
+) -> None:
+    """Write a run's page as it stands: table, images, curves, settings, in one file that loads nothing."""
+    found = RunDir.open(run)
+    if out is not None and not (out.resolve().parent.is_dir() and not out.is_dir()):
+        raise UsageError(f"--out {out}: must be a file in an existing folder")
+    from t2ialign import report as pages
+
+    typer.echo(f"wrote {pages.write(found, out)}")
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories with an evaluation.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the runs' summaries as JSON.")] = False,
+) -> None:
+    """Put the evaluations of several runs side by side, reward by reward."""
+    found = [RunDir.open(path) for path in dict.fromkeys(runs)]
+    if len(found) < 2:
+        raise UsageError("compare needs at least two runs")
+    summaries: dict[str, dict[str, Any]] = {}
+    for run in found:
+        summary = run.summary()
+        if summary is None:
+            raise UsageError(f"{run.path} has no evaluation yet; finish the run, or: t2ialign eval {run.path}")
+        summaries[str(run.path)] = summary
+    images = [_evaluated(run) for run in found]
+    shared = images.count(images[0]) == len(images)
+    if as_json:
+        typer.echo(json.dumps({"shared": shared, "runs": summaries}, indent=2))
+        return
+    from rich.console import Console
+
+    from t2ialign.cli.tables import side_by_side
+
+    names = [path.resolve().name for path in map(Path, summaries)]
+    labels = names if len(set(names)) == len(names) else list(summaries)
+    Console().print(side_by_side(dict(zip(labels, summaries.values(), strict=True)), shared))
+
+
+def _evaluated(run: RunDir) -> list[tuple[Any, Any]]:
+    """Prompt and seed of every evaluated image."""
+    lines = files.read_json_lines(run.path / "evaluation" / "scores.jsonl")
+    return [(line["prompt"], line["seed"]) for line in lines]

@@ -1,0 +1,303 @@
+"""The page about a run, and runs side by side: what they show, from directories whole and in parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from t2ialign import curves, files, images, report, runner
+from t2ialign import spec as specs
+from t2ialign.progress import Display
+from t2ialign.rundir import RunDir
+
+VOID = {"meta", "img", "input"}
+EVIL = '<script>alert("x")</script> & \'"><img src=x onerror=alert(1)>'
+
+
+class Page(HTMLParser):
+    """Balanced tags, or an AssertionError; and what the page contains."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID and not (self.open and self.open[-1] == "svg" and tag in ("path", "circle")):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> without a start"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def curve_names(self) -> list[str]:
+        return [svg["aria-label"].split(" at ")[0] for svg in self.attributes("svg")]
+
+
+@pytest.fixture
+def run(toy_spec: Callable[..., Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A test's own copy of one finished toy run: two rewards, one held out, and a grid after every step."""
+    original = tmp_path_factory.getbasetemp() / "reported" / "spec"
+    if not original.exists():
+        path = toy_spec(
+            run={"steps": 4, "out": str(original.parent)},
+            reward=[{"kind": "toy-redness"}, {"kind": "toy-darkness", "weight": 0.0}],
+            evaluation={"every": 2, "images_per_prompt": 2},
+            samples={"every": 1, "count": 3},
+        )
+        runner.start(specs.load(path), Display(quiet=True))
+    return RunDir(Path(shutil.copytree(original, tmp_path / "spec")))
+
+
+def page(run: RunDir) -> Page:
+    return Page(report.page(run))
+
+
+def test_a_finished_run_has_a_page_with_everything(run):
+    text = (run.path / "report.html").read_text()
+    found = Page(text)
+    assert "spec finished, 4 steps" in found.text
+    for part in ("toy-search", "toy-model (some/model)", "toy-step", "toy-redness × 1, toy-darkness (held out)"):
+        assert part in found.text
+    paired = run.summary()["paired"]["tuned"]["toy-redness"]
+    assert f"{paired['difference']:+.4f} ± {paired['se']:.4f}" in found.text
+    assert "{:+.4f} to {:+.4f}".format(*paired["ci95"]) in found.text
+    logged = [name for name in run.metrics()[1] if name != "step"]
+    assert logged == ["reward/toy-redness", "evaluation/toy-redness", "evaluation/toy-darkness"]
+    assert found.curve_names() == [*logged, "seconds", "images_per_second", "peak_memory_mb"]
+    alts = [image["alt"] for image in found.attributes("img")]
+    assert all(alts)
+    assert [alt for alt in alts if "step" in alt] == [f"Samples after step {i}: red; blue; white" for i in range(5)]
+    assert "scale = 0.1" in found.text  # the resolved spec
+    assert '"torch":' in found.text  # the environment
+
+
+def test_the_page_loads_nothing(run):
+    """No address in any attribute but inlined images, and a policy that would block the rest."""
+    found = page(run)
+    assert not [tag for tag, _ in found.tags if tag in ("link", "iframe", "object", "a")]
+    for _, attributes in found.tags:
+        assert attributes.keys().isdisjoint({"href", "srcset", "action", "data", "poster"})
+        assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
+    policy = found.attributes("meta")[2]
+    assert (policy["http-equiv"], policy["content"].split(";")[0]) == ("Content-Security-Policy", "default-src 'none'")
+    assert "url(" not in report.page(run)
+
+
+def test_text_of_others_stays_text(toy_spec):
+    path = toy_spec(reward=[{"kind": "toy-redness", "name": EVIL}], evaluation={"every": 2})
+    (path.parent / "prompts.txt").write_text(f"{EVIL}\ngreen\n")
+    text = (runner.start(specs.load(path), Display(quiet=True)).path / "report.html").read_text()
+    found = Page(text)
+    assert Counter(tag for tag, _ in found.tags)["script"] == 1
+    assert "<script>alert" not in text
+    assert "<img src=x" not in text
+    assert EVIL in found.text
+    assert any(EVIL in image["alt"] for image in found.attributes("img"))
+
+
+def test_gains_and_losses_by_prompt_with_their_images(run):
+    """Scores as they might be: one prompt lost, one image has no score, the others gained."""
+    scores = run.path / "evaluation" / "scores.jsonl"
+    lines = files.read_json_lines(scores)
+    for row, (base, tuned) in enumerate([(1, 0), (1, 1), (0, 2), (0, 4), (0, 1), (None, 9), (0, 5), (0, 5), (3, 3)]):
+        lines[row]["base"]["toy-redness"], lines[row]["tuned"]["toy-redness"] = base, tuned
+    scores.write_text("".join(json.dumps(line) + "\n" for line in lines[:9]))
+    found = report.changes(run, "toy-redness")
+    assert [(c.prompt, c.base, c.tuned) for c in found["gain"]] == [("black", 0, 5), ("green", 0, 3), ("blue", 0, 1)]
+    assert [(c.prompt, c.base, c.tuned) for c in found["loss"]] == [("red", 1, 0.5)]
+    assert [len(pictures) for pictures in found["gain"][2].pictures.values()] == [1, 1]
+    original = (run.path / "evaluation" / "tuned" / "00000.png").read_bytes()
+    assert found["loss"][0].pictures["tuned"][0] == report.Picture.read(run.path / "evaluation" / "tuned" / "00000.png")
+    assert len(original) < len(found["loss"][0].pictures["tuned"][0].uri)
+    shutil.rmtree(run.path / "evaluation" / "base")
+    shutil.rmtree(run.path / "evaluation" / "tuned")
+    assert "green 0 → 3 (+3)" in page(run).text
+
+
+def test_missing_parts_are_left_out(run):
+    for folder in ("evaluation", "export", "samples"):
+        shutil.rmtree(run.path / folder)
+    for file in ("environment.json", "timing.jsonl"):
+        (run.path / file).unlink()
+    run.rewind(3)
+    found = page(run)
+    assert "spec step 3 of 4" in found.text
+    assert "Not evaluated yet." in found.text
+    assert not found.attributes("img")
+    assert found.curve_names() == ["reward/toy-redness", "evaluation/toy-redness", "evaluation/toy-darkness"]
+    run.metrics_file.unlink()
+    assert "step 0 of 4" in page(run).text
+    assert not page(run).attributes("svg")
+
+
+def test_the_state_is_told_where_the_plugins_of_the_run_are_not_installed(run):
+    shutil.rmtree(run.path / "export")
+    (run.path / "spec.toml").write_text((run.path / "spec.toml").read_text().replace("toy-search", "gone"))
+    assert "spec step 4 " in page(run).text
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 3000])
+def test_every_metric_has_a_curve_whatever_it_holds(run, steps):
+    special = {
+        "reward/none": [None] * steps,
+        "reward/gaps": [None if step % 3 == 1 else step / 7 for step in range(steps)],
+        "learn/constant": [613.0] * steps,
+        "learn/zero": [0.0] * steps,
+        "learn/huge": [(-1) ** step * 1e299 for step in range(steps)],
+        "learn/infinite": [float("inf")] * steps,
+        "alone": [1e-12 * step for step in range(steps)],
+    }
+    lines = [{"step": i + 1, **{name: values[i] for name, values in special.items()}} for i in range(steps)]
+    lines[-1]["search/once"] = 1.5
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = report.page(run)
+    found = Page(text)
+    assert set(found.curve_names()) >= {*special, "search/once"}
+    assert len(found.curve_names()) == len(special) + 1 + 3
+    for svg in found.attributes("svg"):
+        assert all(len(reading) == 4 for reading in json.loads(svg["data-readings"]))
+    drawn = [path["d"] for path in found.attributes("path") if path["class"] in ("raw", "mean")]
+    assert not any("nan" in d or "inf" in d for d in drawn)
+    assert len(text) < 1_500_000
+
+
+def test_a_curve_shows_its_values_where_they_are():
+    curve = curves.draw("reward/r", [(1, 0.0), (2, 10.0), (3, None), (4, 5.0)], last=4, logged=4)
+    width = curves.WIDTH - curves.LEFT - curves.RIGHT
+    readings = json.loads(curve.readings)
+    assert [reading[0] for reading in readings] == [
+        pytest.approx(curves.LEFT + width * i / 4, abs=0.1) for i in (1, 2, 3, 4)
+    ]
+    assert [reading[1:3] for reading in readings] == [[1, 0.0], [2, 10.0], [3, None], [4, 5.0]]
+    first, second = (part.split("L") for part in curve.raw[1:].split("M"))
+    heights = [float(point.split()[1].removesuffix("h0")) for point in [*first, *second]]
+    assert len(first) == 2  # a gap after the second point
+    assert heights[1] < heights[2] < heights[0]  # upwards is up
+    assert heights[2] == pytest.approx((heights[0] + heights[1]) / 2, abs=0.1)
+    labels = {text: y for y, text in curve.y_ticks}
+    assert labels["10"] == pytest.approx(heights[1], abs=0.1)
+    assert labels["0"] == pytest.approx(heights[0], abs=0.1)
+
+
+def test_the_running_mean_looks_both_ways_and_over_gaps():
+    assert curves.running_mean([1.0, 2.0, 6.0, None, 4.0], 1) == [1.5, 3.0, 4.0, 5.0, 4.0]
+    assert curves.running_mean([None, None, None, 3.0], 1) == [None, None, 3.0, 3.0]
+
+
+def test_thinning_keeps_every_peak():
+    values: list[float | None] = [0.0] * 10_000
+    values[1234], values[1240], values[7777] = 5.0, -5.0, 9.0
+    kept = curves.thin(values, 100)
+    assert len(kept) <= 100
+    assert {1234, 1240, 7777} <= set(kept)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0, 40, ["0", "10", "20", "30", "40"]),
+        (0.18, 0.52, ["0.2", "0.3", "0.4", "0.5"]),
+        (613.4, 616.8, ["614", "615", "616"]),
+        (-1e-7, 1e-7, ["-1e-07", "-5e-08", "0", "5e-08", "1e-07"]),
+        (0, 2.1e6, ["0", "5e+05", "1e+06", "1.5e+06", "2e+06"]),
+    ],
+)
+def test_ticks_are_round_numbers(low, high, labels):
+    assert [text for _, text in curves.ticks(low, high, 5)] == labels
+
+
+def test_rare_values_are_dots_and_evaluations_show_the_base(run):
+    text = report.page(run)
+    redness = next(curve for curve in text.split("<figure>") if 'aria-label="evaluation/toy-redness' in curve)
+    assert redness.count("<circle") == 1
+    assert redness.count('class="base"') == 1
+    assert text.count("<circle") == 2
+
+
+def test_large_images_are_shrunk_and_many_grids_thinned(run):
+    shutil.rmtree(samples := run.path / "samples")
+    samples.mkdir()
+    large = Image.new("RGB", (8 * 300, 340))
+    for step in range(0, 400, 10):
+        images.save_png(large, samples / f"step-{step:06d}.png", {"prompts": "a\nb"})
+    grids = [image for image in page(run).attributes("img") if image["alt"].startswith("Samples")]
+    assert len(grids) == report.GRIDS
+    assert {(image["width"], image["height"]) for image in grids} == {(str(2400 * 192 // 340), "192")}
+    steps = [int(image["alt"].split()[3].rstrip(":")) for image in grids]
+    assert (steps[0], steps[-1]) == (0, 390)
+
+
+LIGHT = """
+import sys
+from t2ialign.cli import main
+try:
+    main()
+finally:
+    assert not {"torch", "diffusers"} & set(sys.modules)
+"""
+
+
+def t2ialign(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", LIGHT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_command_writes_the_page(run, tmp_path):
+    whole = (run.path / "report.html").read_text()
+    (run.path / "report.html").unlink()
+    done = t2ialign("report", run.path)
+    assert done.returncode == 0, done.stderr
+    assert (run.path / "report.html").read_text() == whole
+    assert t2ialign("report", run.path, "--out", tmp_path / "mine.html").returncode == 0
+    assert (tmp_path / "mine.html").read_text() == whole
+    done = t2ialign("report", run.path, "--out", tmp_path / "absent" / "mine.html")
+    assert (done.returncode, "existing folder" in done.stderr) == (2, True)
+
+
+def test_runs_side_by_side(run, tmp_path):
+    other = Path(shutil.copytree(run.path, tmp_path / "other"))
+    done = t2ialign("compare", run.path, other)
+    assert done.returncode == 0, done.stderr
+    row = run.summary()["paired"]["tuned"]["toy-redness"]
+    assert done.stdout.count(f"{row['difference']:+.4f} ± {row['se']:.4f}") == 2
+    assert "all on the same prompts and seeds" in done.stdout
+    scores = other / "evaluation" / "scores.jsonl"
+    scores.write_text(scores.read_text().replace('"red"', '"crimson"'))
+    found = json.loads(t2ialign("compare", run.path, other, "--json").stdout)
+    assert found == {"shared": False, "runs": {str(run.path): run.summary(), str(other): run.summary()}}
+    assert "NOT on the same prompts" in t2ialign("compare", run.path, other).stdout
+    shutil.rmtree(other / "evaluation")
+    done = t2ialign("compare", run.path, other)
+    assert done.returncode == 2
+    assert f"{other} has no evaluation yet" in done.stderr
+    assert "at least two" in t2ialign("compare", run.path).stderr
