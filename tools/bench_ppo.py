@@ -4,6 +4,7 @@
     python tools/bench_ppo.py specs/ppo-epd-sd15.toml --rounds 1 --images 8
 
 One process, one problem, the same tables, prompts and noise, alternating; best of several rounds. A table per image.
+``network_speedup`` is what the network alone allows: K + 1 calls of B rows against one of B and one of K B rows.
 The clock is process CPU time with one CPU thread, wall time otherwise.
 """
 
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 
 from t2ialign import spec as specs
+from t2ialign.conditioning import Conditioning
 from t2ialign.counting import counting
-from t2ialign.problem import assemble, load_optimizer
+from t2ialign.problem import Problem, assemble, load_optimizer
 from t2ialign_ppo.optimizer import PpoEpd
 from t2ialign_ppo.rollouts import rollout, sampler_of
 from t2ialign_solvers.epd import Epd
@@ -62,9 +64,27 @@ def _measure(optimizer: PpoEpd, samplers: dict[str, Epd], batch: Any, count: int
         "images": count,
         "images_per_second": {name: round(count / seconds, 2) for name, seconds in best.items()},
         "speedup": round(best["sequential"] / best["batched"], 2),
+        "network_speedup": round(_network_speedup(problem, conditioning, tables.points, rounds), 2),
         "network_calls": calls,
         "largest_difference": (drawn["batched"] - drawn["sequential"]).abs().max().item(),
     }
+
+
+@torch.no_grad()
+def _network_speedup(problem: Problem, conditioning: Conditioning, points: int, rounds: int) -> float:
+    """The speedup of an interval if nothing but the network took time."""
+    backend, count = problem.backend, len(conditioning)
+    rows = {1: list(range(count)), points: [row for row in range(count) for _ in range(points)]}
+    denoisers = {repeats: backend.denoiser(conditioning[index]) for repeats, index in rows.items()}
+    middle = denoisers[1].path.t_start / 2
+    best = dict.fromkeys(rows, float("inf"))
+    for _ in range(1 + 3 * rounds):
+        for repeats, denoiser in denoisers.items():
+            latents = backend.noise(rows[repeats])
+            start = clock(problem.device)
+            denoiser(latents, middle)
+            best[repeats] = min(best[repeats], clock(problem.device) - start)
+    return (1 + points) * best[1] / (best[1] + best[points])
 
 
 def clock(device: torch.device) -> float:

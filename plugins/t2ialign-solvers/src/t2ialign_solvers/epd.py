@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -80,19 +79,19 @@ def integrate_table(
         probes_per_call: memory chunk; default all K.
     """
     count = table.points
-    rows = (len(y), *table.positions.shape[-2:])
+    # Numbers of the whole table at once, (N, B or 1, K): inside the loop a small tensor costs as much as a large one.
     r, weight, c, a = (
-        tensor.to(y).expand(rows).unbind(1)
+        tensor.to(y).view(-1, *tensor.shape[-2:]).transpose(0, 1)
         for tensor in (table.positions, table.weights, table.scale_dir, table.scale_time)
     )
+    v, w = (part.to(y.device).view(-1, 1, 1) for part in (knots[:-1], knots[1:]))
+    probe_v = w**r * v ** (1 - r)
+    told = (a * probe_v).expand(-1, len(y), -1)
+    reach, factors = (column(values, y[None, None]) for values in (probe_v - v, (w - v) * weight * c * a))
     history: list[Tensor] = []
-    for n, (v, w) in enumerate(pairwise(knots)):
-        history = [*history[-3:], ode(y, v)]
-        towards = adams_bashforth(history, table.probe_order)[:, None]
-        probe_v = w ** r[n] * v ** (1 - r[n])
-        probes = y[:, None] + column(probe_v - v, towards) * towards
-        told = a[n] * probe_v
-        slopes = [ode.probe(probes[:, part], told[:, part]) for part in split(count, probes_per_call or count)]
-        factors = column(weight[n] * c[n] * a[n], probes)
-        y = y + (w - v) * (factors * torch.cat(slopes, 1)).sum(1)
+    for n, v_n in enumerate(knots[:-1]):
+        history = [*history[-3:], ode(y, v_n)]
+        probes = y[:, None] + reach[n] * adams_bashforth(history, table.probe_order)[:, None]
+        slopes = [ode.probe(probes[:, part], told[n][:, part]) for part in split(count, probes_per_call or count)]
+        y = y + (factors[n] * torch.cat(slopes, 1)).sum(1)
     return y
