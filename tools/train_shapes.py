@@ -17,6 +17,7 @@ The same world in the format of Stable Diffusion; needs the stage `clip`:
     sd-autoencoder  pixels to latents                          about  6
     sd              the multi-step generator                   about 30
     sd-turbo        the one-step generator                     about 12
+    sd-relations    the multi-step generator, taught places    about 10
     sd-package      evaluate, write checkpoints and cards      about  8
 """
 
@@ -28,7 +29,7 @@ from pathlib import Path
 import torch
 
 SPRINT_STAGES = ("autoencoder", "sprint", "washed", "clip", "reward", "package")
-SD_STAGES = ("sd-autoencoder", "sd", "sd-turbo", "sd-package")
+SD_STAGES = ("sd-autoencoder", "sd", "sd-turbo", "sd-relations", "sd-package")
 STAGES = SPRINT_STAGES + SD_STAGES
 
 
@@ -78,7 +79,7 @@ def run_stage(stage: str, work: Path, package: Path) -> None:
 
 def run_sd_stage(stage: str, work: Path, package: Path) -> None:
     """Run one stage of the models in Stable Diffusion's format."""
-    from shapes_training import sd, sd_autoencoder, sd_turbo
+    from shapes_training import sd, sd_autoencoder, sd_relations, sd_turbo
 
     if stage == "sd-autoencoder":
         sd_autoencoder.run(work)
@@ -86,6 +87,8 @@ def run_sd_stage(stage: str, work: Path, package: Path) -> None:
         sd.run(work, sd_autoencoder.run(work))
     elif stage == "sd-turbo":
         sd_turbo.run(work, sd_autoencoder.run(work))
+    elif stage == "sd-relations":
+        sd_relations.run(work, sd_autoencoder.run(work))
     else:
         from shapes_training.sd_package import write_package
 

@@ -35,10 +35,10 @@ FADE_RANGE = (0.35, 0.95)
 """Contrast of washed-out objects; the exact detector sees an object from about 0.72 on."""
 
 
-def draw_captions(count: int, generator: torch.Generator) -> list[Caption]:
-    """Draw captions with the family weights of the package."""
+def draw_captions(count: int, generator: torch.Generator, family: str | None = None) -> list[Caption]:
+    """Draw captions of one family, or with the family weights of the package."""
     rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
-    return [sample(rng) for _ in range(count)]
+    return [sample(rng, family) for _ in range(count)]
 
 
 def draw_noise(count: int, generator: torch.Generator, channels: int = LATENT_CHANNELS) -> Tensor:

@@ -29,22 +29,31 @@ CAPTION_DROPOUT = 0.1
 FULL_WEIGHT_SNR = 5.0
 
 
-def draw_latents(autoencoder: AutoencoderKL, count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
+def draw_latents(
+    autoencoder: AutoencoderKL, count: int, generator: torch.Generator, family: str | None
+) -> tuple[list[str], Tensor]:
     """Captions and latents [count, 4, 8, 8] of random layouts; colours left open are canonical."""
-    captions = draw_captions(count, generator)
+    captions = draw_captions(count, generator, family)
     layout = sample_layout(captions, generator)
     layout.colors = canonical_colors(captions)
     return [str(caption) for caption in captions], encode(autoencoder, render(layout))
 
 
 @torch.no_grad()
-def load_data(work: Path, autoencoder: AutoencoderKL, model: StableDiffusion) -> dict[str, Tensor]:
-    """The training set, made once: latents float16 [N, 4, 8, 8] and token ids uint8 [N, 16]."""
-    path = work / "sd" / "data.safetensors"
+def load_data(
+    work: Path, autoencoder: AutoencoderKL, model: StableDiffusion, family: str | None = None
+) -> dict[str, Tensor]:
+    """A training set, made once: latents float16 [N, 4, 8, 8] and token ids uint8 [N, 16].
+
+    Args:
+        family: of all captions; None for the families' usual weights.
+    """
+    name = f"data-{family}" if family else "data"
+    path = work / "sd" / f"{name}.safetensors"
     if not path.exists():
         tokens, latents = [], []
         for index in range(PICTURES // 256):
-            prompts, batch = draw_latents(autoencoder, 256, generator_for("sd-data", index))
+            prompts, batch = draw_latents(autoencoder, 256, generator_for(f"sd-{name}", index), family)
             tokens.append(model.tokenize(prompts).byte())
             latents.append(batch.half())
         write_tensors(path, {"tokens": torch.cat(tokens), "latents": torch.cat(latents)})

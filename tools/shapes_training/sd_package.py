@@ -7,7 +7,7 @@ from pathlib import Path
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 
 from shapes_training import autoencoder as autoencoder_stage
-from shapes_training import sd, sd_autoencoder, sd_cards, sd_solvers, sd_turbo
+from shapes_training import sd, sd_autoencoder, sd_cards, sd_relations, sd_solvers, sd_turbo
 from shapes_training.benchmark import score_generator
 from shapes_training.models import count_parameters, halve
 from shapes_training.package import environment, training
@@ -27,10 +27,12 @@ def write_package(work: Path, package: Path) -> None:
 
 def _write_sd(work: Path, folder: Path) -> None:
     autoencoder = sd_autoencoder.run(work)
-    save_pipeline(folder, sd.run(work, autoencoder), autoencoder, DDIMScheduler)
+    save_pipeline(folder, sd_relations.run(work, autoencoder), autoencoder, DDIMScheduler)
     figures = measure(folder, StableDiffusion)
     figures["training"] = {
         "sd": training(work, "sd", sd.RECIPE),
+        "sd-turbo": training(work, "sd-turbo", sd_turbo.RECIPE),
+        "sd-relations": training(work, "sd-relations", sd_relations.RECIPE),
         "autoencoder": training(work, "sd-autoencoder", sd_autoencoder.RECIPE),
     }
     figures["sampling"] = {"steps": StableDiffusion.steps, "guidance": StableDiffusion.guidance}

@@ -46,6 +46,12 @@ class StableDiffusion(GuidedBackend):
         )
 
     @cached_property
+    def pipeline(self) -> Any:
+        pipeline = super().pipeline
+        pipeline.unet.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+        return pipeline
+
+    @cached_property
     def path(self) -> VPPath:
         return vp_path(self.scheduler)
 
