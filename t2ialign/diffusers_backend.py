@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from t2ialign import checkpoints
 from t2ialign.batching import split
+from t2ialign.compilation import compile_forward
 from t2ialign.conditioning import Conditioning
 from t2ialign.contracts import Backend
 from t2ialign.diffusers_config import DiffusersConfig
@@ -30,6 +31,7 @@ from t2ialign.embeds import EmbedsCache, Row, assemble
 from t2ialign.errors import UsageError
 from t2ialign.lora import move_adapters
 from t2ialign.offload import TakingTurns
+from t2ialign.quantization import quantize
 from t2ialign.recompute import blocks, recompute_blocks
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -79,6 +81,8 @@ class DiffusersBackend(Backend):
         dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
         pipeline = self._load(self.text_components, dtypes, **self.own_components())
         parts = {"network": getattr(pipeline, self.trained_component), "decoder": pipeline.vae}
+        if self.config.quantization:
+            quantize(parts["network"], self.config.quantization)
         for module in parts.values():
             module.eval().requires_grad_(False)
         self._place(**parts)
@@ -89,6 +93,9 @@ class DiffusersBackend(Backend):
             pipeline.vae.enable_slicing()
         if self.config.vae_tiling:
             pipeline.vae.enable_tiling()
+        if self.config.compile != "none":
+            for module in (parts["network"], pipeline.vae.decoder):  # the decoder, for nobody calls the autoencoder
+                compile_forward(module, self.config.compile)
         return pipeline
 
     def _place(self, network: nn.Module, decoder: Any) -> None:
@@ -236,7 +243,9 @@ class DiffusersBackend(Backend):
             )
 
     def snippet(self) -> str:
-        return self.snippet_loading() + "\n" + self._snippet_call('    "a prompt"')
+        kind = self.config.quantization and self.config.quantization.kind
+        note = f"# The run had its base in {kind} (t2ialign.quantization); without that, images differ a little.\n"
+        return self.snippet_loading() + "\n" + (note if kind else "") + self._snippet_call('    "a prompt"')
 
     def noise_snippet(self, prompt: str, file: str) -> str:
         loading = "\n".join(line for line in self.snippet_loading().splitlines() if "lora" not in line)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from t2ialign.config import BackendConfig
+from t2ialign.config import BackendConfig, Config
+
+
+class QuantizationConfig(Config):
+    """``[backend.quantization]``: fewer bits for the linear layers of the trained network."""
+
+    kind: Literal["int8", "float8", "nf4"] = Field(
+        description="number format of the weights: 'int8' or 'float8' (package torchao), 4-bit 'nf4' (bitsandbytes)"
+    )
+    skip: list[str] = Field([], description="layers that keep the network's dtype: names or their dotted endings")
 
 
 class DiffusersConfig(BackendConfig):
@@ -36,11 +45,35 @@ class DiffusersConfig(BackendConfig):
         description="weights that wait on the CPU until they are needed: 'model' lets the network and the decoder take"
         " turns on the device, 'blocks' the network's blocks one by one; the same images, slower",
     )
+    quantization: QuantizationConfig | None = Field(
+        None, description="fewer bits for the network's linear layers; the LoRA stays float32"
+    )
+    compile: Literal["none", "default", "reduce-overhead"] = Field(
+        "none",
+        description="torch.compile for the network and the decoder: 'reduce-overhead' adds CUDA graphs; the first"
+        " batches of a run take minutes, and images differ by rounding",
+    )
     image_size: int | None = Field(
         None, ge=1, description="pixels per side, a multiple of the autoencoder's factor; default: as trained"
     )
 
+    @model_validator(mode="after")
+    def _one_place(self) -> DiffusersConfig:
+        if self.quantization and self.offload != "none":
+            raise ValueError(
+                "quantised weights cannot wait on the CPU: set offload = 'none', or leave quantization out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compilable(self) -> DiffusersConfig:
+        if self.compile != "none" and self.offload != "none":
+            raise ValueError("compiled code keeps its weights in place: set offload = 'none', or compile = 'none'")
+        return self
+
     def withholds(self) -> dict[str, str]:
+        if self.quantization:
+            return {"weights": "leave quantization out"}
         if self.offload == "none":
             return {}
         lost = {"weights": "set offload = 'none'"}

@@ -104,7 +104,8 @@ class LayerPopulation:
         written and read in less memory traffic than x is read and y updated again: 2 ab < T (b + 2 a).
         """
         weight = base.weight
-        if type(base) is not nn.Linear or weight.dtype.itemsize < 4 or x.dtype != weight.dtype:
+        quantised = type(base) is not nn.Linear or type(weight) is not nn.Parameter
+        if quantised or weight.dtype.itemsize < 4 or x.dtype != weight.dtype:
             return False
         if self.form != "auto" or torch.is_autocast_enabled(x.device.type):
             return self.form == "merged"

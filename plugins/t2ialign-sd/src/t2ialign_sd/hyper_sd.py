@@ -64,7 +64,8 @@ from safetensors.torch import load_file
 
 unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config("{base}", subfolder="unet"))
 unet.load_state_dict(load_file(hf_hub_download("{student}", "{file}")))
-pipe = StableDiffusionXLPipeline.from_pretrained("{base}"{self.snippet_edition}, unet=unet).to(dtype=torch.{self.config.dtype})
+pipe = StableDiffusionXLPipeline.from_pretrained("{base}"{self.snippet_edition}, unet=unet)
+pipe.to(dtype=torch.{self.config.dtype})
 pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights(".")  # the folder of this file"""
 
