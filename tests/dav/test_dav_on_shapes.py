@@ -1,8 +1,11 @@
 """DAV on the shapes world's Stable Diffusion: the spec that is shipped, at a size for tests."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,21 @@ def test_the_export_loads_in_a_script_that_knows_only_diffusers(finished, tmp_pa
     assert (plain["tuned"] - tuned).abs().max() < 1e-4
     assert (plain["base"] - base).abs().max() < 1e-4
     assert (plain["tuned"] - plain["base"]).abs().max() > 1e-3
+
+
+def test_killed_in_a_step_and_resumed_equals_uninterrupted(finished, tmp_path):
+    """kill -9 after the first step has been logged, in the middle of the second or of what follows."""
+    overrides = [text for item in [*SMALL, f'run.out="{tmp_path}"'] for text in ("--set", item)]
+    command = [sys.executable, "-m", "t2ialign"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    victim = tmp_path / finished.name
+    process = subprocess.Popen([*command, "run", str(SPEC), *overrides], env=environment, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (victim / "metrics.jsonl").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    subprocess.run(
+        [*command, "resume", str(victim)], env=environment, stdout=subprocess.DEVNULL, check=True, timeout=300
+    )
+    for file in ("metrics.jsonl", "evaluation/scores.jsonl", "export/pytorch_lora_weights.safetensors"):
+        assert (victim / file).read_bytes() == (finished / file).read_bytes(), file
