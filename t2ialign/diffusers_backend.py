@@ -56,7 +56,7 @@ class DiffusersBackend(Backend):
     pipeline_names: ClassVar[tuple[str, ...]]
     text_components: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
     trained_component: ClassVar[str] = "transformer"
-    weightless: ClassVar[tuple[str, ...]] = ()
+    weightless: tuple[str, ...] = ()
     load_options: ClassVar[dict[str, Any]] = {}
     ragged: ClassVar[dict[str, str]] = {}
     encode_micro_batch: ClassVar[int] = 8

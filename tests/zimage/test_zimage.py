@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import shutil
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from t2ialign import LoraConfig, UsageError, seeding
 from t2ialign.export import write_lora
 from t2ialign.lora import Adapter
+from t2ialign.offload import TakingTurns
+from t2ialign_eggroll.noise import Members, Noise
+from t2ialign_eggroll.population import Chunk, lora_population
+from t2ialign_eggroll.spaces import LoraSpace
 from t2ialign_solvers.config import OdeConfig
 from t2ialign_solvers.single_step import Euler
 from t2ialign_zimage.backend import ZImage
@@ -205,3 +212,134 @@ def test_gradients_through_offloaded_blocks(make, shelved):
         found.append(torch.autograd.grad((images * seeding.normal([1], (3, 32, 32))).sum(), noise)[0])
     assert len(shelved) > 4 * 3 + 1  # more than the forward pass: four steps of three blocks, and the decoder
     torch.testing.assert_close(found[1], found[0])
+
+
+def published_names(state):
+    """The keys of the published single files: fused attention, other names of the ends."""
+    state = dict(state)
+    for name in [name for name in state if name.endswith("attention.to_q.weight")]:
+        parts = [state.pop(name.replace("to_q", part)) for part in ("to_q", "to_k", "to_v")]
+        state[name.replace("to_q", "qkv")] = torch.cat(parts)
+    renames = {
+        "all_final_layer.2-1.": "final_layer.",
+        "all_x_embedder.2-1.": "x_embedder.",
+        "attention.to_out.0.": "attention.out.",
+        "attention.norm_q.": "attention.q_norm.",
+        "attention.norm_k.": "attention.k_norm.",
+    }
+    for old, new in renames.items():
+        state = {name.replace(old, new): tensor for name, tensor in state.items()}
+    return {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.fixture
+def network_folder(make, tmp_path):
+    """The tiny transformer as single files: network.gguf in 8 bits (Q8_0) and network.safetensors."""
+    import gguf
+
+    state = published_names(make().trainable.state_dict())
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "network.safetensors")
+    writer = gguf.GGUFWriter(tmp_path / "network.gguf", "lumina2")
+    for name, tensor in state.items():
+        fits = tensor.ndim == 2 and tensor.shape[1] % 32 == 0 and "pad_token" not in name
+        kind = gguf.GGMLQuantizationType.Q8_0 if fits else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(tensor.numpy(), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tmp_path
+
+
+def tune(backend):
+    adapter = Adapter(backend.trainable, LoraConfig(rank=2, alpha=6), backend.config.lora_targets())
+    with torch.no_grad():
+        for i, parameter in enumerate(adapter.parameters().values()):
+            parameter.add_(0.1 * seeding.normal([i], parameter.shape)[0])
+    return adapter
+
+
+def test_a_network_from_a_gguf_file_is_near_and_takes_a_lora(make, folder, network_folder, tmp_path, monkeypatch):
+    plain = make()
+    conditioning = plain.encode(PROMPTS)
+    expected = plain.generate(conditioning, [1, 2], SAMPLER)
+    own = {"network_checkpoint": str(network_folder)}
+    single = make(**own, network_file="network.safetensors")
+    assert torch.equal(single.generate(conditioning, [1, 2], SAMPLER), expected)
+
+    bare = tmp_path / "bare"  # the checkpoint's own weights are not needed
+    shutil.copytree(folder, bare)
+    (bare / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    own |= {"network_file": "network.gguf", "checkpoint": str(bare)}
+    backend = make(**own)
+    weight = backend.trainable.layers[0].attention.to_q.weight
+    assert weight.dtype is torch.uint8
+    base = backend.generate(conditioning, [1, 2], SAMPLER)
+    assert 0 < (base - expected).abs().mean() < 0.02
+    noise = backend.noise([0]).requires_grad_(True)
+    images = backend.generate(conditioning[[0]], [0], SAMPLER, noise=noise)
+    assert torch.autograd.grad(images.square().sum(), noise)[0].norm() > 1e-3
+    adapter = tune(backend)
+    tuned = backend.generate(conditioning, [1, 2], SAMPLER)
+    assert (tuned - base).abs().max() > 1e-3
+    write_lora(adapter, "transformer", tmp_path / "pytorch_lora_weights.safetensors")
+    fresh = make(**own)
+    fresh.load_lora(tmp_path)
+    assert (fresh.generate(conditioning, [1, 2], SAMPLER) - tuned).abs().max() < 1e-4
+    monkeypatch.chdir(tmp_path)
+    card: dict = {}
+    exec(backend.snippet_loading(), card)
+    own_noise = {"latents": backend.noise([1, 2]), "height": 32, "width": 32, "output_type": "pt"}
+    images = card["pipe"](list(PROMPTS), num_inference_steps=4, guidance_scale=0.0, max_sequence_length=32, **own_noise)
+    assert (images.images - tuned).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("offload", ["model", "blocks"])
+def test_gguf_weights_can_wait_on_the_cpu(make, network_folder, monkeypatch, offload):
+    """As in the fixture ``shelved``, with bits flipped while the weights wait."""
+    own = {"network_checkpoint": str(network_folder), "network_file": "network.gguf"}
+    plain = make(**own)
+    expected = plain.generate(plain.encode(PROMPTS), [1, 2], SAMPLER)
+
+    def flipped(self, weight):
+        return ~weight if weight.dtype is torch.uint8 else -weight
+
+    monkeypatch.setattr(TakingTurns, "home", flipped)
+    monkeypatch.setattr(TakingTurns, "fetch", flipped)
+    backend = make(**own, offload=offload)
+    assert torch.equal(backend.generate(backend.encode(PROMPTS), [1, 2], SAMPLER), expected)
+
+
+def test_a_population_of_loras_on_a_gguf_network(make, network_folder):
+    backend = make(network_checkpoint=str(network_folder), network_file="network.gguf")
+    adapter = tune(backend)
+    conditioning = backend.encode(PROMPTS)[[0, 1, 0, 1]]
+    shapes = {name: parameter.shape for name, parameter in adapter.parameters().items() if "lora_B" in name}
+    sigma = dict.fromkeys(shapes, 0.1)
+    noise = Members(2, antithetic=True).draw(Noise(shapes, 1).of(0, 0, "cpu"), slice(0, 2), "cpu", sigma)
+    with lora_population(adapter.layers, noise, Chunk(2, 2)):
+        together = backend.generate(conditioning, [1, 2, 1, 2], SAMPLER)
+    one = torch.ones(1)
+    for member in range(2):
+        own = {name: e.select(torch.tensor([member]), one) for name, e in noise.items()}
+        with LoraSpace(adapter, ["B"]).member(own):
+            alone = backend.generate(conditioning[:2], [1, 2], SAMPLER)
+        assert (together[2 * member : 2 * member + 2] - alone).abs().max() < 1e-4
+    assert (together[:2] - together[2:]).abs().max() > 1e-3
+
+
+def test_bad_network_files_are_one_clear_error(make, network_folder, monkeypatch):
+    own = {"network_checkpoint": str(network_folder)}
+    with pytest.raises(ValueError, match="give both or neither"):
+        make(**own)
+    with pytest.raises(ValueError, match="are quantised already"):
+        make(**own, network_file="network.gguf", quantization={"kind": "int8"})
+    with pytest.raises(UsageError, match=r"there is no .*absent\.gguf"):
+        make(**own, network_file="absent.gguf").trainable  # noqa: B018
+    save_file({"cap_embedder.0.weight": torch.zeros(3)}, network_folder / "other.safetensors")
+    with pytest.raises(UsageError, match=r"other\.safetensors does not fit the checkpoint"):
+        make(**own, network_file="other.safetensors").trainable  # noqa: B018
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "gguf" else find(name, *more))
+    with pytest.raises(UsageError, match="needs the package gguf: pip install gguf"):
+        make(**own, network_file="network.gguf").trainable  # noqa: B018

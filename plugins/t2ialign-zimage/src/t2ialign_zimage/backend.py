@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from t2ialign import BackendInfo, UsageError
+from t2ialign import BackendInfo, UsageError, checkpoints
+from t2ialign.diffusers_backend import quiet_libraries
 from t2ialign.diffusers_scheduler import dynamic_shift, flow_path
 from t2ialign.embeds import Row
 from t2ialign.guided import GuidedBackend
@@ -24,6 +27,8 @@ class ZImage(GuidedBackend):
     ragged: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
 
     def __init__(self, config: ZImageConfig, device: torch.device | str = "cpu") -> None:
+        if config.network_checkpoint:
+            self.weightless = ("transformer",)
         super().__init__(config, device)
         side = self.latent_side(default=128)
         if side % 2:  # the network sees 2 x 2 patches
@@ -35,6 +40,32 @@ class ZImage(GuidedBackend):
             base_model=config.checkpoint,
             pipeline="ZImagePipeline",
         )
+
+    def own_components(self) -> dict[str, Any]:
+        """The transformer of ``network_file``, if there is one, in the checkpoint's architecture.
+
+        Raises:
+            UsageError: the file is missing, is of another architecture, or needs the package gguf.
+        """
+        if self.config.network_checkpoint is None:
+            return {}
+        with quiet_libraries():
+            from diffusers import GGUFQuantizationConfig, ZImageTransformer2DModel
+
+            name = self.config.network_file
+            file = checkpoints.resolve(self.config.network_checkpoint, patterns=[name]) / name
+            if not file.is_file():
+                raise UsageError(f"backend.network_file: there is no {file}")
+            if self.config.is_gguf and importlib.util.find_spec("gguf") is None:
+                raise UsageError(f"backend.network_file: {file} needs the package gguf: pip install gguf")
+            how = {"quantization_config": GGUFQuantizationConfig(self.network_dtype)} if self.config.is_gguf else {}
+            try:
+                transformer = ZImageTransformer2DModel.from_single_file(
+                    str(file), config=str(self.folder / "transformer"), dtype=self.network_dtype, **how
+                )
+            except (OSError, ValueError, KeyError, RuntimeError) as error:
+                raise UsageError(f"backend.network_file: {file} does not fit the checkpoint: {error}") from error
+        return {"transformer": transformer}
 
     @cached_property
     def path(self) -> FlowPath:
@@ -71,6 +102,27 @@ class ZImage(GuidedBackend):
             return_dict=False,
         )[0]
         return -torch.stack([output.float() for output in outputs]).squeeze(2)
+
+    def snippet_loading(self) -> str:
+        """Like every backend's, with the transformer of ``network_file``."""
+        source, name, dtype = self.config.network_checkpoint, self.config.network_file, f"torch.{self.config.dtype}"
+        if source is None:
+            return super().snippet_loading()
+        local = Path(source).is_dir()
+        file = repr(str(Path(source) / name)) if local else f"hf_hub_download({source!r}, {name!r})"
+        how = f"    quantization_config=GGUFQuantizationConfig({dtype}),\n" if self.config.is_gguf else ""
+        return f"""\
+import torch
+from diffusers import {"GGUFQuantizationConfig, " if how else ""}ZImagePipeline, ZImageTransformer2DModel
+{"" if local else "from huggingface_hub import hf_hub_download" + chr(10)}
+transformer = ZImageTransformer2DModel.from_single_file(
+    {file},
+    config={self.config.checkpoint!r},
+    subfolder="transformer",
+{how}    dtype={dtype},
+)
+pipe = ZImagePipeline.from_pretrained({self.config.checkpoint!r}, transformer=transformer, dtype={dtype})
+pipe.load_lora_weights(".")  # the folder of this file"""
 
     def snippet_arguments(self) -> dict[str, Any]:
         return super().snippet_arguments() | {"max_sequence_length": self.config.max_sequence_length}
