@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 # One thread per test process, and per process that a test starts: pytest -n already uses the cores.
@@ -16,6 +17,9 @@ import toy
 
 from t2ialign import plugins
 from t2ialign.plugins import Registry
+
+# pytest would keep every line of what torch.compile traces, which takes longer than compiling.
+logging.getLogger("torch.__trace").propagate = False
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,8 @@ In one process, alternating, best of several rounds:
     batched     every image of the batch with its own member's LoRA, noise included
     one by one  each member's LoRA set, then its images generated, noise included
 
+With --compile the first two once more with ``backend.compile``; compiling itself is not timed.
+
 each up to the network's output, the decoded images, and the scored images. The clock is process CPU time with one CPU
 thread, wall time otherwise. Memory is the peak above what is loaded: on CUDA what torch allocates, on a CPU under
 Linux the resident set.
@@ -144,17 +146,27 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
     return clock() - start
 
 
-@torch.no_grad()
-def measure(path: Path, overrides: list[str], rounds: int) -> Iterator[dict[str, Any]]:
-    """One line per stage for the workload of a spec."""
+def set_up(path: Path, overrides: list[str]) -> Bench:
     problem = assemble(specs.load(path, overrides))
     optimizer = load_optimizer(problem)
     assert isinstance(optimizer, EvolutionStrategy)
     optimizer.prepare()
-    bench = Bench(optimizer, problem.draw(0))
+    return Bench(optimizer, problem.draw(0))
+
+
+@torch.no_grad()
+def measure(
+    path: Path, overrides: list[str], rounds: int, compile_mode: str, stages: list[str]
+) -> Iterator[dict[str, Any]]:
+    """One line per stage for the workload of a spec."""
+    bench = set_up(path, overrides)
+    problem = bench.problem
     images = bench.count * len(bench.batch.seeds)
     modes = {"plain": bench.plain, "batched": bench.batched, "one by one": bench.one_by_one}
-    for stage in STAGES:
+    if compile_mode != "none":
+        compiled = set_up(path, [*overrides, f"backend.compile='{compile_mode}'"])
+        modes |= {"plain, compiled": compiled.plain, "batched, compiled": compiled.batched}
+    for stage in stages:
         runs = {name: partial(mode, stage) for name, mode in modes.items()}
         best = dict.fromkeys(runs, float("inf"))
         memory = {name: peak_memory(run, problem.device) for name, run in runs.items()}  # and a warm-up
@@ -183,6 +195,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2], help="images per member")
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compile", choices=("none", "default", "reduce-overhead"), default="none")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
     arguments = parser.parse_args()
     os.environ.setdefault("T2IALIGN_CACHE", tempfile.mkdtemp())
@@ -198,7 +212,8 @@ def main() -> None:
                         f"run.micro_batch={arguments.micro_batch}",
                         f"run.device='{arguments.device}'",
                     ]
-                    report(measure(path, overrides, arguments.rounds), arguments.json)
+                    lines = measure(path, overrides, arguments.rounds, arguments.compile, arguments.stages)
+                    report(lines, arguments.json)
 
 
 def synthetic_spec(folder: Path, arguments: argparse.Namespace, image_size: int) -> Path:
@@ -224,12 +239,12 @@ def synthetic_spec(folder: Path, arguments: argparse.Namespace, image_size: int)
 
 def report(lines: Iterator[dict[str, Any]], as_json: bool) -> None:
     """Print each measurement as it is made."""
-    for line in lines:
+    for number, line in enumerate(lines):
         if as_json:
             print(json.dumps(line), flush=True)
             continue
         speed, memory = line["images_per_second"], line["peak_mb"]
-        if line["stage"] == STAGES[0]:
+        if number == 0:
             size = f"{line['image_size']} px" if line["image_size"] else ""
             print(f"\npopulation {line['population']} x {line['images_per_member']} images {size}; images/s (peak MB)")
             print(f"{'':10}" + "".join(f"{name:>18}" for name in speed) + f"{'/ plain':>10}{'/ one by one':>14}")

@@ -8,8 +8,9 @@ import toy
 from safetensors.torch import load_file
 
 import t2ialign
-from t2ialign import SpecError, UsageError, plugins, runner
+from t2ialign import SpecError, UsageError, compilation, plugins, runner
 from t2ialign import spec as specs
+from t2ialign.compilation import compile_forward
 from t2ialign.conditioning import Conditioning
 from t2ialign.distributed import World
 from t2ialign.problem import assemble, load_optimizer
@@ -123,6 +124,25 @@ def test_a_step_repeats_its_prompts_as_often_as_upstream_with_a_seed_for_every_i
     batch = ready(eggroll_spec(prompts={"file": "prompts.txt", **counts})).problem.draw(0)
     assert batch.prompt_index.tolist() == sorted(drawn.index(prompt) for prompt in block["repeat_out"].tolist())
     assert len(set(batch.seeds)) == len(block["repeat_out"])
+
+
+@pytest.mark.parametrize("parameters", ["lora", "weights"])
+def test_a_compiled_network_gives_the_same_steps_and_stops_compiling(eggroll_spec, monkeypatch, parameters):
+    """4 members at a time, then 2; the checks before the first step have other sizes again."""
+    spec = eggroll_spec({**SMALL, "parameters": parameters}, run={"micro_batch": 24})
+    graphs = []
+    torch.compiler.reset()
+    monkeypatch.setattr(compilation, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph)
+    plain, compiled = ready(spec), ready(spec)
+    compile_forward(compiled.problem.backend.trainable, "default")
+    counts = []
+    for index in range(3):
+        assert compiled.step(index).metrics == pytest.approx(plain.step(index).metrics, rel=1e-5, abs=1e-6)
+        counts.append(len(graphs))
+    assert 0 < counts[0] <= 6
+    assert counts[0] == counts[2]
+    for name, tensor in plain.state().tensors.items():
+        torch.testing.assert_close(compiled.state().tensors[name], tensor)
 
 
 class Ranks(World):

@@ -1,0 +1,149 @@
+"""Compiled networks give what plain ones give, see every change of their weights, and stop compiling."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor, nn
+from worlds import WORLD
+
+from t2ialign import SpecError, UsageError, compilation
+from t2ialign import spec as specs
+from t2ialign.compilation import compile_forward
+from t2ialign.problem import assemble
+from t2ialign.recompute import recompute_blocks
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return (x,)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Compile by doing nothing to the graph, and collect the graphs."""
+    found = []
+
+    def collect(graph, inputs, **options):
+        found.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    monkeypatch.setattr(compilation, "BACKEND", collect)
+    return found
+
+
+def compiled(mode="default"):
+    module = Stack()
+    compile_forward(module, mode)
+    return module
+
+
+def test_the_module_keeps_class_names_and_outputs(graphs):
+    module, plain, x = compiled(), Stack(), torch.randn(3, 8)
+    assert type(module) is Stack
+    assert module.state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(module(x)[0], plain(x)[0])
+    assert len(graphs) == 1
+
+
+def test_weights_changed_in_place_or_exchanged_are_seen_without_compiling_again(graphs):
+    module, x = compiled(), torch.randn(3, 8)
+    before = module(x)[0]
+    with torch.no_grad():
+        module.layers[0].weight.mul_(2)
+    assert not torch.allclose(module(x)[0], before)
+    module.layers[0].weight.data = module.layers[0].weight.data / 2
+    assert torch.equal(module(x)[0], before)
+    assert len(graphs) == 1
+
+
+def test_hooks_on_inner_layers_are_called(graphs):
+    """By torch.compile alone they would not be, once the module has been compiled."""
+    module, x, seen = compiled(), torch.randn(3, 8), []
+    expected = module(x)[0]
+    handle = module.layers[1].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    assert torch.equal(module(x)[0], expected)
+    handle.remove()
+    module(x)
+    assert len(seen) == len(graphs) == 1
+
+
+def test_outputs_that_the_next_call_may_overwrite_are_copied(monkeypatch):
+    """What a CUDA graph does to its outputs: every call gives the same memory."""
+    memory = torch.empty(3, 8)
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: lambda x: (memory.copy_(forward(x)[0]),))
+    module = compiled("reduce-overhead")
+    x = torch.randn(3, 8)
+    first = module(x)[0]
+    module(-x)
+    assert torch.equal(first, Stack()(x)[0])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients(monkeypatch, recompute):
+    torch.compiler.reset()
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    module, plain = Stack(), Stack()
+    if recompute:
+        recompute_blocks(module)
+    compile_forward(module, "default")
+    gradients = []
+    for network in (module, plain):
+        x = torch.linspace(-1, 1, 24).view(3, 8).requires_grad_()
+        network(x)[0].square().sum().backward()
+        gradients.append((x.grad, network.layers[0].weight.grad))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_missing_compiler_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match=r"backend\.compile = 'default' needs a C\+\+ compiler"):
+        compiled()
+
+
+@pytest.mark.skipif(not any(map(shutil.which, compilation.COMPILERS)), reason="needs a C++ compiler")
+def test_inductor_gives_the_same_numbers():
+    torch.compiler.reset()
+    module, x = compiled(), torch.randn(3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x)[0], Stack()(x)[0])
+    assert "inductor" in torch.compiler.list_backends()
+
+
+def world(tmp_path, *overrides):
+    path = tmp_path / "spec.toml"
+    path.write_text(WORLD.replace("OUT", str(tmp_path)))
+    return specs.load(path, list(overrides))
+
+
+def test_offloaded_weights_are_refused(tmp_path):
+    with pytest.raises(SpecError, match="compiled code keeps its weights in place: set offload = 'none'"):
+        world(tmp_path, "backend.compile='default'", "backend.offload='model'")
+
+
+@torch.no_grad()
+def test_a_backend_compiles_the_network_and_the_decoder_that_it_really_calls(tmp_path, monkeypatch):
+    """The autoencoder's ``decode`` is a method: compiling the autoencoder as a module would compile nothing."""
+    calls = []
+
+    def compile_nothing(forward, **options):
+        owner = type(forward.__self__).__name__
+        return lambda *args, **kwargs: calls.append((owner, options["mode"])) or forward(*args, **kwargs)
+
+    problem = assemble(world(tmp_path))
+    expected = problem.generate(problem.conditioning[:2], [0, 1])
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    problem = assemble(world(tmp_path, "backend.compile='default'"))
+    assert torch.equal(problem.generate(problem.conditioning[:2], [0, 1]), expected)
+    assert calls == [("SanaTransformer2DModel", "default"), ("Decoder", "default")]
