@@ -33,7 +33,9 @@ class Conditioning:
         """Rows by slice, list or integer tensor; repeats are welcome."""
         rows = torch.as_tensor(range(len(self))[index] if isinstance(index, slice) else index, dtype=torch.long)
         prompts = tuple(self.prompts[i] for i in rows.tolist())
-        return Conditioning(prompts, {k: t.index_select(0, rows.to(t.device)) for k, t in self.tensors.items()})
+        return Conditioning(
+            prompts, {k: t.index_select(0, rows.to(t.device, non_blocking=True)) for k, t in self.tensors.items()}
+        )
 
     def to(self, device: torch.device | str) -> Conditioning:
         return Conditioning(self.prompts, {name: tensor.to(device) for name, tensor in self.tensors.items()})

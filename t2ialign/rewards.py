@@ -59,14 +59,16 @@ class RewardMix:
         optimised_only: bool = False,
         micro_batch: int | None = None,
         references: Mapping[str, Tensor] | None = None,
+        check: bool = True,
     ) -> dict[str, Tensor]:
         """Raw scores by name, each float32 (B,). Gradients flow where a reward is differentiable.
 
         Args:
             references: see ``Problem.references``; needed where an optimised reward compares with reference images.
+            check: look at the scores now, for which the device has to finish them; otherwise the caller does later.
 
         Raises:
-            RewardError: a score is not finite and the spec does not say to drop such samples.
+            RewardError: a score is checked, is not finite, and the spec does not say to drop such samples.
         """
         wanted = [part for part in self.rewards if part.mix.weight != 0 or not optimised_only]
         chunks: dict[str, list[Tensor]] = {part.name: [] for part in wanted}
@@ -76,7 +78,8 @@ class RewardMix:
                 values = _scores(part, chunk, texts, references, rows)
                 if values.shape != (len(chunk),):
                     raise RewardError(f"reward '{part.name}' gave shape {tuple(values.shape)} for {len(chunk)} images")
-                self._check(part.name, values, chunk, texts)
+                if check:
+                    self.check(part.name, values, chunk, texts)
                 chunks[part.name].append(values)
         return {name: torch.cat(values) for name, values in chunks.items()}
 
@@ -92,7 +95,8 @@ class RewardMix:
         """
         return {part.name: _scores(part, images, prompts, references, slice(None)) for part in self.comparisons}
 
-    def _check(self, name: str, values: Tensor, images: Tensor, prompts: Sequence[str]) -> None:
+    def check(self, name: str, values: Tensor, images: Tensor, prompts: Sequence[str]) -> None:
+        """Raise a ``RewardError`` with the image of the first score that is not finite, unless the spec drops such."""
         if self.drop_nonfinite:
             return
         finite = values.detach().isfinite()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import toy
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import t2ialign
 from t2ialign import SpecError, UsageError, compilation, plugins, runner
@@ -13,6 +14,7 @@ from t2ialign import spec as specs
 from t2ialign.compilation import compile_forward
 from t2ialign.conditioning import Conditioning
 from t2ialign.distributed import World
+from t2ialign.errors import RewardError
 from t2ialign.problem import assemble, load_optimizer
 from t2ialign.progress import Display
 from t2ialign_eggroll import plugin
@@ -143,6 +145,44 @@ def test_a_compiled_network_gives_the_same_steps_and_stops_compiling(eggroll_spe
     assert counts[0] == counts[2]
     for name, tensor in plain.state().tensors.items():
         torch.testing.assert_close(compiled.state().tensors[name], tensor)
+
+
+def test_a_step_looks_at_the_device_equally_often_whatever_the_micro_batch(eggroll_spec):
+    """Reading a number makes the host wait for the device, which must not happen for every batch of members."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function is torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for micro_batch in (6, 36):  # one member at a time, all six
+        optimizer = ready(eggroll_spec(run={"micro_batch": micro_batch}))
+        optimizer.prepare()
+        with Reads() as reads:
+            optimizer.step(0)
+        counts.append(reads.count)
+    assert counts[0] == counts[1] > 0
+
+
+def test_a_score_that_is_not_finite_stops_the_step_with_its_image(eggroll_spec, monkeypatch):
+    """The scores are looked at when all are there; the image is the one that the member had."""
+    optimizer = ready(eggroll_spec())
+    optimizer.prepare()
+    problem, seen, original = optimizer.problem, [], toy.Redness.score
+
+    def score(self, images, prompts):
+        seen.append(images)
+        values = original(self, images, prompts)
+        return values.index_fill(0, torch.tensor([20]), torch.nan)  # six images a member: the third of member 3
+
+    monkeypatch.setattr(toy.Redness, "score", score)
+    prompt = problem.draw(0).conditioning.prompts[2]
+    with pytest.raises(RewardError, match=f"'toy-redness' is nan for prompt '{prompt}'") as caught:
+        optimizer.step(0)
+    torch.testing.assert_close(caught.value.image, seen[0][20])
 
 
 class Ranks(World):

@@ -123,9 +123,33 @@ class EvolutionStrategy(LoraOptimizer):
                 chunk = Chunk(rows.stop - rows.start, columns.stop - columns.start)
                 part = Rows.of(batch, noise, columns, chunk.members)
                 pictures = self._render(perturbations, chunk, part)
-                for name, values in self.problem.rewards.score(pictures, part.conditioning.prompts).items():
+                raw = self.problem.rewards.score(pictures, part.conditioning.prompts, check=False)
+                for name, values in raw.items():
                     scores[name][rows, columns] = values.view(chunk.members, chunk.images)
+        self._stop_at_nonfinite(index, batch, noise, mine.start, scores)
         return scores
+
+    def _stop_at_nonfinite(
+        self, index: int, batch: Batch, noise: Tensor, first: int, scores: dict[str, Tensor]
+    ) -> None:
+        """Check all scores at once, since a check of every batch would make the device wait; draw the bad image again.
+
+        Args:
+            first: the member that the first row of the scores belongs to.
+
+        Raises:
+            RewardError: see ``RewardMix.score``.
+        """
+        finite = torch.stack([values.isfinite() for values in scores.values()]).all(0)
+        if self.problem.rewards.drop_nonfinite or bool(finite.all()):
+            return
+        member, image = (~finite).nonzero()[0].tolist()
+        column = slice(image, image + 1)
+        part = Rows.of(batch, noise, column, 1)
+        perturbation = self.member_noise(index, slice(first + member, first + member + 1))
+        picture = self._render(perturbation, Chunk(1, 1), part)
+        for name, values in scores.items():
+            self.problem.rewards.check(name, values[member, column], picture, part.conditioning.prompts)
 
     def _render(self, perturbations: dict[str, Perturbation], chunk: Chunk, part: Rows) -> Tensor:
         space = self.space
@@ -169,7 +193,7 @@ class EvolutionStrategy(LoraOptimizer):
             "update/norm": moved,
             "parameters/norm": norm(self.space.parameters.values()),
         }
-        return {name: value.item() for name, value in numbers.items()} | {
+        return dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True)) | {
             "learning_rate": rate,
             "sigma": self.config.sigma,
         }
@@ -220,7 +244,9 @@ class Rows:
     @classmethod
     def of(cls, batch: Batch, noise: Tensor, columns: slice, members: int) -> Rows:
         index = torch.arange(columns.start, columns.stop).repeat(members)
-        return cls(batch.conditioning[index], batch.seeds[columns] * members, noise[index.to(noise.device)])
+        return cls(
+            batch.conditioning[index], batch.seeds[columns] * members, noise[index.to(noise.device, non_blocking=True)]
+        )
 
 
 class OpenES(EvolutionStrategy):

@@ -178,9 +178,9 @@ class Members:
             draw: gives the perturbations of any pairs.
             sigma: scale of each parameter's perturbation; default 1.
         """
-        pair = self.pair(members)
-        first, last = int(pair[0]), int(pair[-1])
+        each = 2 if self.antithetic else 1
+        first, last = members.start // each, (members.stop - 1) // each
         drawn = draw(range(first, last + 1))
-        index, sign = (pair - first).to(device), self.sign(members, device)
+        index, sign = self.pair(members, device) - first, self.sign(members, device)
         sigma = dict.fromkeys(drawn, 1.0) if sigma is None else sigma
         return {name: perturbation.select(index, sign * sigma[name]) for name, perturbation in drawn.items()}
