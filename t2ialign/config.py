@@ -97,6 +97,10 @@ class BackendConfig(Config):
         """Default target modules when ``lora.targets`` is absent."""
         return []
 
+    def lora_folders(self) -> dict[str, str]:
+        """Sub-folders of the checkpoint with weights that take LoRA layers -> how the names of such layers start."""
+        return {self.trainable_folder(): ""}
+
     def trainable_folder(self) -> str:
         """Sub-folder of the checkpoint with the trained network's safetensors ('' = the checkpoint itself)."""
         return ""

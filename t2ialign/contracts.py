@@ -125,12 +125,8 @@ class Denoiser(ABC):
         self.evaluations += 1
         for watch in self.watchers:
             watch(len(x))
-        # Neither form makes a GPU wait, as torch.as_tensor would.
-        if isinstance(t, torch.Tensor):
-            times = t.to(x.device, torch.float32, non_blocking=True)
-        else:
-            times = torch.full((), t, dtype=torch.float32, device=x.device)
-        return self.predict(x.float(), times.expand(x.shape[0]))
+        times = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(x.shape[0])
+        return self.predict(x.float(), times)
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
@@ -224,6 +220,14 @@ class Backend(Part, ABC):
     @abstractmethod
     def trainable(self) -> nn.Module:
         """The network that LoRA adapts."""
+
+    @property
+    def adapted(self) -> nn.Module:
+        """What LoRA layers are attached to: the trained network, or an ``nn.ModuleDict`` of it and other components.
+
+        Each component of a ``ModuleDict`` is exported as a file of its own.
+        """
+        return self.trainable
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:

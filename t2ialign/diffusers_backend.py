@@ -29,12 +29,15 @@ from t2ialign.diffusers_config import DiffusersConfig
 from t2ialign.diffusers_folder import open_checkpoint, read_json
 from t2ialign.embeds import EmbedsCache, Row, assemble
 from t2ialign.errors import UsageError
-from t2ialign.lora import move_adapters
+from t2ialign.export import component_file
+from t2ialign.lora import matching, move_adapters
+from t2ialign.lora_file import load_lora_file
 from t2ialign.offload import TakingTurns
 from t2ialign.quantization import quantize
 from t2ialign.recompute import blocks, recompute_blocks
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+DECODER_LORA_FILE = component_file("vae")
 LORA_LINE = 'pipe.load_lora_weights(".")  # the folder of this file'
 
 
@@ -114,6 +117,21 @@ class DiffusersBackend(Backend):
     @property
     def trainable(self) -> nn.Module:
         return getattr(self.pipeline, self.trained_component)
+
+    @property
+    def adapted(self) -> nn.Module:
+        """The trained network; with ``lora_decoder`` also "vae", of which only the decoder draws images.
+
+        Raises:
+            UsageError: no layer of the decoder has the name of a target.
+        """
+        if not self.config.lora_decoder:
+            return self.trainable
+        decoder = self.pipeline.vae.decoder
+        targets = self.config.lora.targets or self.config.lora_targets()
+        if not matching([name for name, _ in decoder.named_modules()], targets):
+            raise UsageError("backend.lora_decoder: no layer of the decoder has the name of a target of backend.lora")
+        return nn.ModuleDict({self.trained_component: self.trainable, "vae": nn.ModuleDict({"decoder": decoder})})
 
     @property
     def network_dtype(self) -> torch.dtype:
@@ -219,6 +237,8 @@ class DiffusersBackend(Backend):
     def load_lora(self, folder: Path) -> None:
         """Load with the pipeline's own ``load_lora_weights``, and make sure that every tensor of the file was taken.
 
+        A LoRA of the decoder beside it is loaded with ``load_lora_file``.
+
         Raises:
             UsageError: no LoRA file, or tensors that this network does not take (diffusers would only warn).
         """
@@ -241,11 +261,20 @@ class DiffusersBackend(Backend):
                 f"{file}: {taken} of {len(names)} tensors fit {type(self.trainable).__name__}; names must be"
                 f" '{self.trained_component}.<module>.lora_A.weight' and '….lora_B.weight', not '{names[0]}'"
             )
+        self._load_decoder_lora(folder)
+
+    def _load_decoder_lora(self, folder: Path) -> None:
+        if (folder / DECODER_LORA_FILE).is_file():
+            move_adapters(load_lora_file(self.pipeline.vae, folder / DECODER_LORA_FILE, "vae").module, self.device)
 
     def snippet(self) -> str:
         kind = self.config.quantization and self.config.quantization.kind
         note = f"# The run had its base in {kind} (t2ialign.quantization); without that, images differ a little.\n"
-        return self.snippet_loading() + "\n" + (note if kind else "") + self._snippet_call('    "a prompt"')
+        loading = self.snippet_loading() + "\n" + (note if kind else "")
+        if self.config.lora_decoder:
+            loading = f"from t2ialign.lora_file import load_lora_file\n{loading}"
+            loading += f'load_lora_file(pipe.vae, "{DECODER_LORA_FILE}", "vae")  # no pipeline loads this one\n'
+        return loading + self._snippet_call('    "a prompt"')
 
     def noise_snippet(self, prompt: str, file: str) -> str:
         loading = "\n".join(line for line in self.snippet_loading().splitlines() if "lora" not in line)

@@ -40,6 +40,10 @@ class DiffusersConfig(BackendConfig):
         [],
         description="parts that compute their blocks' activations again in the backward pass instead of keeping them",
     )
+    lora_decoder: bool = Field(
+        False,
+        description="LoRA in the decoder too, on its layers with the targets' names; a second file in the export",
+    )
     offload: Literal["none", "model", "blocks"] = Field(
         "none",
         description="weights that wait on the CPU until they are needed: 'model' lets the network and the decoder take"
@@ -70,6 +74,9 @@ class DiffusersConfig(BackendConfig):
         if self.compile != "none" and self.offload != "none":
             raise ValueError("compiled code keeps its weights in place: set offload = 'none', or compile = 'none'")
         return self
+
+    def lora_folders(self) -> dict[str, str]:
+        return super().lora_folders() | ({"vae": "decoder."} if self.lora_decoder else {})
 
     def withholds(self) -> dict[str, str]:
         if self.quantization:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from t2ialign import lora, seeding
 from t2ialign.errors import ExportError
@@ -27,17 +28,37 @@ def export_lora(problem: Problem, folder: Path) -> None:
         ExportError: the LoRA is zero, changes nothing, or gives other images after loading.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_lora(problem.adapter, problem.backend.info.adapter_prefix, folder / FILE)
+    write_loras(problem.adapter, problem.backend.info.adapter_prefix, folder)
     difference, change = check_export(problem, folder)
     (folder / "README.md").write_text(model_card(problem, difference, change), encoding="utf-8")
 
 
-def write_lora(adapter: lora.Adapter, prefix: str, path: Path) -> None:
+def write_loras(adapter: lora.Adapter, prefix: str, folder: Path) -> None:
+    """The network's LoRA, and one file beside it for every other component that has layers."""
+    if isinstance(adapter.module, nn.ModuleDict):
+        for component in adapter.module:
+            file = FILE if component == prefix else component_file(component)
+            write_lora(adapter, component, folder / file, inside=f"{component}.")
+    else:
+        write_lora(adapter, prefix, folder / FILE)
+
+
+def component_file(component: str) -> str:
+    """Name of the LoRA file of a component that no pipeline loads one into."""
+    return f"{component}_lora_weights.safetensors"
+
+
+def write_lora(adapter: lora.Adapter, prefix: str, path: Path, inside: str = "") -> None:
     """One safetensors file, keys "<prefix>.<module>.lora_A.weight", scale folded into B.
 
+    Only of the modules whose paths start with ``inside``, which ``prefix`` replaces.
     The header says alpha = rank for loaders that read it; loaders that do not assume just that.
     """
-    tensors = {f"{prefix}.{name}": tensor.contiguous() for name, tensor in adapter.folded().items()}
+    tensors = {
+        f"{prefix}.{name.removeprefix(inside)}": tensor.contiguous()
+        for name, tensor in adapter.folded().items()
+        if name.startswith(inside)
+    }
     settings = {"r": adapter.config.rank, "lora_alpha": adapter.config.rank, "target_modules": adapter.targets}
     metadata = {
         "format": "pt",

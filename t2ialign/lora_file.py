@@ -14,7 +14,7 @@ from t2ialign.errors import UsageError
 from t2ialign.lora import Adapter
 
 
-def load_lora_file(module: nn.Module, file: Path, prefix: str = "transformer") -> Adapter:
+def load_lora_file(module: nn.Module, file: Path | str, prefix: str = "transformer") -> Adapter:
     """Attach peft layers for exactly the modules in the file, and fill them.
 
     Args:

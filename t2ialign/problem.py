@@ -174,8 +174,8 @@ def load_sampler(chosen: Chosen, device: torch.device) -> Sampler:
 def attach_lora(problem: Problem) -> Adapter:
     """Attach the spec's LoRA; with init = "activations" generate some images to start A from."""
     config, seed = problem.spec.backend_config, problem.spec.run.seed
-    adapter = Adapter(problem.backend.trainable, config.lora, config.lora.targets or config.lora_targets(), seed)
-    move_adapters(problem.backend.trainable, problem.device)
+    adapter = Adapter(problem.backend.adapted, config.lora, config.lora.targets or config.lora_targets(), seed)
+    move_adapters(adapter.module, problem.device)
     if config.lora.init == "activations":
         count = min(config.lora.init_prompts, len(problem.prompts))
         chosen = seeding.choose(seeding.derive(seed, "lora-prompts"), len(problem.prompts), count)

@@ -47,7 +47,14 @@ def _lora_parameters(spec: specs.Spec) -> str:
 
     config = spec.backend_config
     folder = checkpoints.local_path(config.checkpoint, spec.folder)
-    shapes = checkpoints.tensor_shapes(folder / config.trainable_folder()) if folder else {}
+    if folder is None:
+        return "known once the checkpoint is on disk"
+    shapes = {
+        f"{part}.{name}": shape
+        for part, start in config.lora_folders().items()
+        for name, shape in checkpoints.tensor_shapes(folder / part).items()
+        if name.startswith(start)
+    }
     modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
     targets = config.lora.targets or config.lora_targets()
     adapted = {

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from t2ialign import LoraConfig, UsageError, seeding
-from t2ialign.export import write_lora
+from t2ialign.export import write_lora, write_loras
 from t2ialign.lora import Adapter
 from t2ialign.offload import TakingTurns
 from t2ialign_eggroll.noise import Members, Noise
@@ -343,3 +343,29 @@ def test_bad_network_files_are_one_clear_error(make, network_folder, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "gguf" else find(name, *more))
     with pytest.raises(UsageError, match="needs the package gguf: pip install gguf"):
         make(**own, network_file="network.gguf").trainable  # noqa: B018
+
+
+def test_the_decoder_takes_a_lora_in_a_file_of_its_own(make, tmp_path, monkeypatch):
+    backend = make(lora_decoder=True)
+    conditioning = backend.encode(PROMPTS)
+    latents = backend.noise([1, 2])
+    base = backend.decode(latents)
+    adapter = Adapter(backend.adapted, LoraConfig(rank=2, alpha=6), backend.config.lora_targets())
+    ends = {name.removeprefix("vae.decoder.mid_block.attentions.0.") for name in adapter.layers if name[:3] == "vae"}
+    assert ends == {"to_q", "to_k", "to_v", "to_out.0"}
+    with torch.no_grad():
+        for i, parameter in enumerate(adapter.parameters().values()):
+            parameter.add_(0.3 * seeding.normal([i], parameter.shape)[0])
+    tuned = backend.generate(conditioning, [1, 2], SAMPLER)
+    assert (backend.decode(latents) - base).abs().max() > 1e-3
+    write_loras(adapter, "transformer", tmp_path)
+    for options in ({}, {"lora_decoder": True}):
+        fresh = make(**options)
+        fresh.load_lora(tmp_path)
+        assert (fresh.generate(conditioning, [1, 2], SAMPLER) - tuned).abs().max() < 1e-4
+    monkeypatch.chdir(tmp_path)
+    card: dict = {}
+    exec(backend.snippet(), card)
+    call = {"height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 32}
+    images = card["pipe"](list(PROMPTS), latents=backend.noise([1, 2]), output_type="pt", **call).images
+    assert (images - tuned).abs().max() < 1e-3

@@ -94,6 +94,7 @@ class PixArtDmd(GuidedBackend):
         """Attach the exported file with peft: PixArtAlphaPipeline has no ``load_lora_weights``."""
         load_lora_file(self.trainable, folder / LORA_FILE)
         move_adapters(self.trainable, self.device)
+        self._load_decoder_lora(folder)
 
     def snippet_loading(self) -> str:
         student = self.config.network_checkpoint
