@@ -231,6 +231,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(eggroll_spec, solver, paramet
         assert torch.equal(second.state().tensors[name], tensor)
 
 
+def test_the_runs_seed_decides_the_step(eggroll_spec):
+    first, again, other = (fitness_of(eggroll_spec(run={"seed": seed})) for seed in (3, 3, 4))
+    assert first[0] == again[0]
+    for name, tensor in first[1].items():
+        assert torch.equal(tensor, again[1][name])
+        assert not torch.isclose(tensor, other[1][name], rtol=1e-3).all()
+
+
 def test_evaluation_leaves_every_weight_bit_identical(eggroll_spec):
     for form in ("auto", "sequential"):
         optimizer = ready(eggroll_spec({**SMALL, "form": form}))

@@ -11,7 +11,7 @@ from t2ialign_eggroll import EggrollTrainer
 from t2ialign_eggroll.batched import evaluate_members
 from t2ialign_eggroll.noise import FullRank, LowRank, Members
 from t2ialign_eggroll.shaping import Fitness, shape
-from t2ialign_eggroll.update import ascend, pair_weights, step_scale
+from t2ialign_eggroll.update import ascend, mean_perturbation, pair_weights, step_scale
 
 FITNESS = {"rtol": 1e-4, "atol": 1e-4}
 EXACT = {"rtol": 2e-5, "atol": 2e-6}
@@ -192,6 +192,25 @@ def test_jax_update(golden, case):
         ascend(solver, parameters, steps)
         for name, parameter in parameters.items():
             torch.testing.assert_close(parameter.data, block[f"{name}_new2"], **FITNESS)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("case", ["sgd_r1", "freeze_reuse"])
+def test_broken_members_leave_the_recorded_update_as_it_is(golden, case, bad):
+    """A further pair without a finite score, and wild noise: not one number of the others' update changes."""
+    block = golden(f"jax/{case}")
+    scores = torch.cat([block["raw_scores"], torch.tensor([bad, -bad])])
+    pairs = [torch.cat([block[name][::2], torch.full_like(block[name][:1], 1e3)]) for name in ("A_unit", "B_unit")]
+    noise = low_rank(*pairs)
+
+    def draw(pair):
+        return {"W": noise.select(torch.tensor(pair), torch.ones(len(pair)))}
+
+    groups = {"kind": "group-centred", "group_size": 2} if block["cfg"][2] else {"kind": "zscore-biased"}
+    shaped = shape(scores, **groups)
+    scale = step_scale("eggroll", block["sigma_lr"][0].item(), int(shaped.used.sum()))
+    found = scale * mean_perturbation(draw, Members(len(scores)), shaped)["W"]
+    torch.testing.assert_close(-found, block["grad_W"], **FITNESS)
 
 
 @pytest.mark.parametrize("case", ["r1", "r2_anti_group", "freeze"])

@@ -8,6 +8,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from t2ialign import UsageError, rows
+from t2ialign_eggroll import population
 from t2ialign_eggroll.noise import LowRank, Members, Noise
 from t2ialign_eggroll.population import Chunk, lora_population
 
@@ -111,6 +112,29 @@ def test_every_image_goes_through_its_members_weights(form, rank, side):
     single = one_by_one(tower, noise, lambda i: tower(x[2 * i : 2 * i + 2], picture[2 * i : 2 * i + 2]))
     for part in range(2):
         torch.testing.assert_close(found[part], torch.cat([outputs[part] for outputs in single]))
+
+
+@pytest.mark.parametrize(
+    ("budget", "materialises"), [(2 * 8 * (12 + 10) * 8, True), (2 * 8 * (12 + 10) * 8 - 1, False)]
+)
+@torch.no_grad()
+def test_auto_stacks_no_factors_beyond_its_memory(monkeypatch, budget, materialises):
+    """r (in + out) numbers of 8 bytes for each of 8 members: up to the budget they are formed, beyond it never."""
+    members, formed = 8, []
+    original = LowRank.added_to
+    monkeypatch.setattr(LowRank, "added_to", lambda self, centre: formed.append(1) or original(self, centre))
+    monkeypatch.setattr(population, "STACK_BYTES", budget)
+    layer = nn.ModuleDict({"layer": nn.Linear(12, 10)}).double()
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["layer"]), layer)
+    shapes = {"layer.lora_A.weight": (2, 12), "layer.lora_B.weight": (10, 2)}
+    noise = Members(members).draw(Noise(shapes).of(0, 0), slice(0, members))
+    noise = {name: e.to(torch.float64) for name, e in noise.items()}
+    x = torch.randn(members, 1, 12).double()
+    with lora_population({"layer": layer["layer"]}, noise, Chunk(members, 1)):
+        found = layer["layer"](x)
+    assert bool(formed) == materialises
+    with lora_population({"layer": layer["layer"]}, noise, Chunk(members, 1), "materialised"):
+        torch.testing.assert_close(found, layer["layer"](x))
 
 
 @pytest.mark.parametrize("form", FORMS)
