@@ -125,8 +125,12 @@ class Denoiser(ABC):
         self.evaluations += 1
         for watch in self.watchers:
             watch(len(x))
-        times = torch.as_tensor(t, dtype=torch.float32, device=x.device).expand(x.shape[0])
-        return self.predict(x.float(), times)
+        # Neither form makes a GPU wait, as torch.as_tensor would.
+        if isinstance(t, torch.Tensor):
+            times = t.to(x.device, torch.float32, non_blocking=True)
+        else:
+            times = torch.full((), t, dtype=torch.float32, device=x.device)
+        return self.predict(x.float(), times.expand(x.shape[0]))
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
