@@ -50,6 +50,7 @@ class DiffusersBackend(Backend):
         pipeline_names: pipeline classes of ``model_index.json`` that the backend understands; the first one loads it.
         text_components: sub-folders that only encoding needs.
         trained_component: the network that LoRA adapts, "transformer" or "unet".
+        channels_last: keep the network's weights in the memory layout that convolutions are fastest in.
         weightless: components whose weights ``own_components`` takes from elsewhere.
         load_options: further arguments of the pipeline's ``from_pretrained``.
         ragged: names of the ragged conditioning tensors -> names of their masks.
@@ -59,6 +60,7 @@ class DiffusersBackend(Backend):
     pipeline_names: ClassVar[tuple[str, ...]]
     text_components: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
     trained_component: ClassVar[str] = "transformer"
+    channels_last: ClassVar[bool] = False
     weightless: tuple[str, ...] = ()
     load_options: ClassVar[dict[str, Any]] = {}
     ragged: ClassVar[dict[str, str]] = {}
@@ -84,6 +86,8 @@ class DiffusersBackend(Backend):
         dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
         pipeline = self._load(self.text_components, dtypes, **self.own_components())
         parts = {"network": getattr(pipeline, self.trained_component), "decoder": pipeline.vae}
+        if self.channels_last:
+            parts["network"].to(memory_format=torch.channels_last)
         if self.config.quantization:
             quantize(parts["network"], self.config.quantization)
         for module in parts.values():

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from t2ialign import images, runner
+from t2ialign import Optimizer, images, runner
 from t2ialign import spec as specs
 from t2ialign.distributed import World
 from t2ialign.problem import assemble, load_optimizer
@@ -194,16 +194,16 @@ def test_peers_share_the_rows_and_find_the_same(reno_spec):
     alone = load_optimizer(assemble(spec, report=lambda text: None))
     for index in range(steps):
         alone.step(index)
-    meeting, ranks = Meeting(2), []
+    meeting = Meeting(2)
+    # One after the other: the toy networks draw their weights from the generator that all threads share.
+    ranks = [load_optimizer(assemble(spec, Rank(rank, 2, meeting), lambda text: None)) for rank in range(2)]
 
-    def work(rank: int) -> None:
-        optimizer = load_optimizer(assemble(spec, Rank(rank, 2, meeting), lambda text: None))
+    def work(optimizer: Optimizer) -> None:
         for index in range(steps):
             optimizer.step(index)
-        ranks.append(optimizer)
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, range(2)))
+        list(pool.map(work, ranks))
     main = next(optimizer for optimizer in ranks if optimizer.problem.world.is_main)
     for search in alone.searches:
         torch.testing.assert_close(main.archive.read(search).noise, alone.archive.read(search).noise)

@@ -24,6 +24,7 @@ class StableDiffusion(GuidedBackend):
     Config = UnetConfig
     pipeline_names = ("StableDiffusionPipeline",)
     trained_component = "unet"
+    channels_last = True
     # A triggered checker would return black images and so corrupt rewards.
     load_options: ClassVar = {
         "safety_checker": None,
@@ -44,12 +45,6 @@ class StableDiffusion(GuidedBackend):
             base_model=config.checkpoint,
             pipeline=self.pipeline_names[0],
         )
-
-    @cached_property
-    def pipeline(self) -> Any:
-        pipeline = super().pipeline
-        pipeline.unet.to(memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-        return pipeline
 
     @cached_property
     def path(self) -> VPPath:
