@@ -118,7 +118,6 @@ def test_inductor_gives_the_same_numbers():
     module, x = compiled(), torch.randn(3, 8)
     with torch.no_grad():
         torch.testing.assert_close(module(x)[0], Stack()(x)[0])
-    assert "inductor" in torch.compiler.list_backends()
 
 
 def world(tmp_path, *overrides):
