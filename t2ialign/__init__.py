@@ -1,50 +1,58 @@
 """t2ialign aligns text-to-image models with rewards.
 
 The public names of a plugin author: ``hookimpl``, the base classes ``Backend``, ``Sampler``, ``StepSampler``,
-``Reward``, ``Optimizer``, ``LoraOptimizer``, ``Denoiser``, and the config classes. Importing them does not
-import torch.
+``Reward``, ``Optimizer``, ``LoraOptimizer``, ``Denoiser``, the config classes, and the modules ``seeding`` and
+``checkpoints``. Importing this package does not import torch; what needs torch is imported when it is first used.
 """
 
-from t2ialign.config import (
-    BackendConfig,
-    Config,
-    LoraConfig,
-    OptimizerConfig,
-    Plan,
-    Requirements,
-    SamplerConfig,
-)
-from t2ialign.contracts import (
-    Backend,
-    BackendInfo,
-    Denoiser,
-    LoraOptimizer,
-    Optimizer,
-    Prediction,
-    ReferenceReward,
-    Reward,
-    Sampler,
-    State,
-    StepResult,
-    StepSampler,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from t2ialign.config import BackendConfig, Config, LoraConfig, Requirements, SamplerConfig
 from t2ialign.errors import RewardError, SpecError, T2IAlignError, UsageError
 from t2ialign.hookspecs import hookimpl
+from t2ialign.parts.backend import Backend, BackendInfo
+from t2ialign.parts.denoiser import Denoiser
+from t2ialign.parts.reward import ReferenceReward, Reward
+from t2ialign.parts.sampler import Sampler, StepSampler
+from t2ialign.problem.optimizer import LoraOptimizer, Optimizer, StepResult
+from t2ialign.spec import checkpoints
+from t2ialign.spec.model import OptimizerConfig, Plan
+from t2ialign.tensors.state import State
+
+if TYPE_CHECKING:
+    from t2ialign.problem.problem import Batch, Problem
+    from t2ialign.tensors import seeding
+    from t2ialign.tensors.conditioning import Conditioning
+    from t2ialign.tensors.paths import DiffusionPath, Prediction
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    "Batch": "t2ialign.problem.problem",
+    "Conditioning": "t2ialign.tensors.conditioning",
+    "DiffusionPath": "t2ialign.tensors.paths",
+    "Prediction": "t2ialign.tensors.paths",
+    "Problem": "t2ialign.problem.problem",
+    "seeding": "t2ialign.tensors.seeding",
+}
 
 __all__ = [
     "Backend",
     "BackendConfig",
     "BackendInfo",
+    "Batch",
+    "Conditioning",
     "Config",
     "Denoiser",
+    "DiffusionPath",
     "LoraConfig",
     "LoraOptimizer",
     "Optimizer",
     "OptimizerConfig",
     "Plan",
     "Prediction",
+    "Problem",
     "ReferenceReward",
     "Requirements",
     "Reward",
@@ -57,5 +65,14 @@ __all__ = [
     "StepSampler",
     "T2IAlignError",
     "UsageError",
+    "checkpoints",
     "hookimpl",
+    "seeding",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 't2ialign' has no attribute '{name}'")
+    module = import_module(_LAZY[name])
+    return module if name == "seeding" else getattr(module, name)

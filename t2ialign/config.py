@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-if TYPE_CHECKING:
-    from t2ialign.spec import Spec
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 #: Marks a field whose text is a checkpoint: hub id, folder, or "pkg:<package>/<path>". Validation checks such fields
@@ -21,23 +17,6 @@ PROMPT_FILE = "prompt file"
 PromptFile = Annotated[str, PROMPT_FILE]
 #: What the other parts must provide, by role: {"backend": {"lora"}, "reward": {"differentiable"}}.
 Requirements = dict[str, set[str]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run is going to do; known before any weight is loaded.
-
-    Attributes:
-        steps: optimizer steps.
-        images_per_step: images generated and scored in one step.
-        notes: further derived numbers, each shown as ``name: value``.
-        evaluations: network evaluations of one image; None: the sampler's. A search needs more.
-    """
-
-    steps: int
-    images_per_step: int
-    notes: dict[str, str] = field(default_factory=dict)
-    evaluations: int | None = None
 
 
 class Config(BaseModel):
@@ -112,18 +91,6 @@ class SamplerConfig(Config):
     def evaluations(self) -> int:
         """Network evaluations (NFE) per image, without the doubling by classifier-free guidance."""
         return 1
-
-
-class OptimizerConfig(Config):
-    """Options of an optimizer."""
-
-    def plan(self, spec: Spec) -> Plan:
-        """Derive the run's size from the spec, without torch and without weights.
-
-        Raises:
-            UsageError: the spec asks for something that this optimizer cannot do.
-        """
-        return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
 
 
 class RunConfig(Config):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,3 +70,8 @@ class RewardError(T2IAlignError):
 
 class ExportError(T2IAlignError):
     """An exported file does not load, or does not give the images that the run gave."""
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """The closest of ``words``, or an empty string when none is close."""
+    return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)), "")

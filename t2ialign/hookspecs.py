@@ -8,7 +8,7 @@ Every hook receives one callable, ``register``, and calls it once for each part 
     target    the class, or "package.module:Class" so that the import waits until a run needs it
     config    the pydantic class of the part's table; default: the class's inner ``Config``
     summary   one line for ``t2ialign plugins``; default: the first line of the class's docstring
-    provides  capability words, see ``t2ialign.contracts``; ``differentiable`` is added for a class that says so
+    provides  capability words, see ``t2ialign.parts``; ``differentiable`` is added for a class that says so
     requires  what the other parts of a spec must provide: {"backend": {"lora"}, "reward": {"differentiable"}}
 
 With a "package.module:Class" target, ``config`` and ``summary`` must be given, since nothing is imported to ask.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,31 +12,10 @@ import pluggy
 
 from t2ialign import hookspecs
 from t2ialign.config import Config, Requirements
-from t2ialign.errors import UsageError
+from t2ialign.declaration import ROLES, Declaration, declare
+from t2ialign.errors import UsageError, nearest
 
 GROUP = "t2ialign"
-ROLES = ("backend", "sampler", "reward", "optimizer")
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """One registered part. ``target`` is a class, or "package.module:Class" that is imported on ``load()``."""
-
-    role: str
-    kind: str
-    target: type | str
-    config: type[Config]
-    summary: str
-    provides: frozenset[str]
-    requires: Requirements
-    distribution: str
-    version: str
-
-    def load(self) -> type:
-        if not isinstance(self.target, str):
-            return self.target
-        module, _, name = self.target.partition(":")
-        return getattr(importlib.import_module(module), name)
 
 
 @dataclass
@@ -84,11 +61,6 @@ class Registry:
         if broken := [status.name for status in self.plugins if status.error]:
             message += f" Plugins that failed to load: {', '.join(broken)} (see 't2ialign plugins')."
         return message
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """The closest of ``words``, or an empty string when none is close."""
-    return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)), "")
 
 
 @cache
@@ -148,38 +120,3 @@ def _register(found: Registry, plugin: Any, status: PluginStatus) -> None:
         previous = found.parts[declaration.role].setdefault(declaration.kind, declaration)
         if previous is not declaration:
             found.clashes.setdefault(key, [previous.distribution]).append(declaration.distribution)
-
-
-def declare(
-    role: str,
-    kind: str,
-    target: type | str,
-    config: type[Config] | None = None,
-    summary: str | None = None,
-    provides: Iterable[str] = (),
-    requires: Requirements | None = None,
-    distribution: str = "",
-    version: str = "",
-) -> Declaration:
-    """Check one registration.
-
-    Raises:
-        TypeError: a lazy target without config or summary, or a target that is neither class nor "module:Class".
-    """
-    where = f"{role} '{kind}'"
-    if isinstance(target, str):
-        if ":" not in target:
-            raise TypeError(f"{where}: target '{target}' must be a class or 'package.module:Class'")
-        if config is None or summary is None:
-            raise TypeError(f"{where}: a lazy target needs config= and summary=")
-        words = set(provides)
-    elif isinstance(target, type):
-        config = config or getattr(target, "Config", Config)
-        summary = summary or (target.__doc__ or kind).strip().splitlines()[0]
-        flags = {"differentiable": "differentiable", "per_prompt": "per-prompt"}
-        words = set(provides) | {word for flag, word in flags.items() if getattr(target, flag, False) is True}
-    else:
-        raise TypeError(f"{where}: target must be a class or 'package.module:Class', not {type(target).__name__}")
-    if not (isinstance(config, type) and issubclass(config, Config)):
-        raise TypeError(f"{where}: config must subclass t2ialign.Config")
-    return Declaration(role, kind, target, config, summary, frozenset(words), requires or {}, distribution, version)

@@ -35,7 +35,7 @@ def shelved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     A forward or backward pass that uses weights which it did not fetch gives wrong numbers; so does one that uses a
     copy after it was dropped, which turns to NaN. Returns the elements that each fetched unit held, in order.
     """
-    from t2ialign.offload import TakingTurns
+    from t2ialign_diffusers.offload import TakingTurns
 
     held: list[int] = []
     put_back = TakingTurns.put_back
@@ -59,7 +59,7 @@ def toy_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """Only the toy plugin is installed."""
     found = plugins.load([toy.entry_point("toy", toy)])
     monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
     return found
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import t2ialign
 from t2ialign import seeding
-from t2ialign.conditioning import Conditioning
-from t2ialign.paths import FlowPath
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import FlowPath
 
 
 def entry_point(name: str, plugin: Any, distribution: str = "toy-dist", version: str = "1.0") -> Any:
@@ -77,7 +77,7 @@ class ToyBackend(t2ialign.Backend):
     def load_lora(self, folder: Path) -> None:
         from safetensors.torch import load_file
 
-        from t2ialign.lora import Adapter
+        from t2ialign.lora.adapter import Adapter
 
         tensors = load_file(folder / "pytorch_lora_weights.safetensors")
         tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from t2ialign import plugins
-from t2ialign import spec as specs
-from t2ialign.problem import assemble
+from t2ialign.problem.problem import assemble
+from t2ialign.spec import parse as specs
 from t2ialign_dav.explore import explore
 
 KINDS = {"lock-step": "dav", "published": "dav-upstream"}

@@ -30,9 +30,10 @@ from typing import Any
 
 import torch
 
-from t2ialign import spec as specs
-from t2ialign.batching import split
-from t2ialign.problem import Batch, assemble, load_optimizer
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import Batch, assemble
+from t2ialign.spec import parse as specs
+from t2ialign.tensors.batching import split
 from t2ialign_eggroll.eggroll import EvolutionStrategy, Rows
 from t2ialign_eggroll.population import Chunk
 

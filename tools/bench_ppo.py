@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from t2ialign import spec as specs
-from t2ialign.conditioning import Conditioning
-from t2ialign.counting import counting
-from t2ialign.problem import Problem, assemble, load_optimizer
+from t2ialign.evaluation.counting import counting
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import Problem, assemble
+from t2ialign.spec import parse as specs
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_ppo.optimizer import PpoEpd
 from t2ialign_ppo.rollouts import rollout, sampler_of
 from t2ialign_solvers.epd import Epd

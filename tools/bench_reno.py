@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2ialign import spec as specs
-from t2ialign.problem import Problem, assemble, load_optimizer
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import Problem, assemble
+from t2ialign.spec import parse as specs
 
 
 def floor(problem: Problem, noise: Tensor, seeds: list[int]) -> None:

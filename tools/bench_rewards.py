@@ -33,7 +33,7 @@ import transformers
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-from t2ialign.images import to_pil
+from t2ialign.storage.images import to_pil
 from t2ialign_rewards.clip import ClipTower
 from t2ialign_rewards.clip_scores import ClipCosine, ClipScore, PickScore
 from t2ialign_rewards.config import ClipAestheticConfig, ClipTextConfig, NoArtifactsConfig, PickScoreConfig

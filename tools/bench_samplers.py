@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t2ialign import Sampler
-from t2ialign.conditioning import Conditioning
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_sd.config import Sd15Config, SdTurboConfig
 from t2ialign_sd.unet import StableDiffusion
 from t2ialign_solvers.config import DdimConfig, EpdConfig, OdeConfig, OneStepConfig, TwoStageConfig

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from t2ialign import LoraConfig, seeding
-from t2ialign.lora import Adapter
+from t2ialign.lora.adapter import Adapter
 from t2ialign_eggroll.noise import Members, Noise
 from t2ialign_eggroll.population import Chunk, lora_population
 from t2ialign_eggroll.spaces import LoraSpace

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from t2ialign import plugins as registry_module
-from t2ialign import spec as specs
-from t2ialign import spec_text
 from t2ialign.cli.running import Overrides, SpecFile
 from t2ialign.errors import UsageError
+from t2ialign.spec import parse as specs
+from t2ialign.spec import text as spec_text
+from t2ialign.spec.model import Spec
 
 
 def validate(spec: SpecFile, overrides: Overrides = None) -> None:
@@ -41,9 +42,9 @@ def validate(spec: SpecFile, overrides: Overrides = None) -> None:
         typer.echo(f"  {name:24}{value}")
 
 
-def _lora_parameters(spec: specs.Spec) -> str:
+def _lora_parameters(spec: Spec) -> str:
     """Counted from the checkpoint's safetensors headers; unknown while a hub checkpoint is not on disk."""
-    from t2ialign import checkpoints
+    from t2ialign.spec import checkpoints
 
     config = spec.backend_config
     folder = checkpoints.local_path(config.checkpoint, spec.folder)

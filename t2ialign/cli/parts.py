@@ -8,7 +8,8 @@ from typing import Any
 
 from t2ialign.config import SamplerConfig
 from t2ialign.errors import UsageError
-from t2ialign.spec import Chosen, parse_sampler
+from t2ialign.spec.model import Chosen
+from t2ialign.spec.parse import parse_sampler
 
 
 def parse_part(text: str, option: str) -> dict[str, Any]:

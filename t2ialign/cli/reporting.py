@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from t2ialign import files
 from t2ialign.cli.running import RunFolder
 from t2ialign.errors import UsageError
-from t2ialign.rundir import RunDir
+from t2ialign.storage import files
+from t2ialign.storage.run_directory import RunDir
 
 
 def report(
@@ -24,7 +24,7 @@ def report(
     found = RunDir.open(run)
     if out is not None and not (out.resolve().parent.is_dir() and not out.is_dir()):
         raise UsageError(f"--out {out}: must be a file in an existing folder")
-    from t2ialign import report as pages
+    from t2ialign.report import page as pages
 
     typer.echo(f"wrote {pages.write(found, out)}")
 

@@ -25,13 +25,13 @@ def sample(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("samples"),
 ) -> None:
     """Generate images from a spec's backend and sampler, with a LoRA if given."""
-    from t2ialign import spec as specs
+    from t2ialign.spec import parse as specs
 
     parsed = specs.load(spec, overrides or [])
     if lora is not None and not lora.is_dir():
         raise UsageError(f"--lora {lora}: no such folder")
     quiet_libraries()
-    from t2ialign import sampling
+    from t2ialign.run import sample as sampling
 
     prompts = prompt or sampling.prompts_of(parsed)
     paths = sampling.sample(parsed, prompts, count, seed, lora, out)
@@ -52,8 +52,8 @@ def eval_(
     """Evaluate a run's base against its tuned model on shared seeds, and rewrite its evaluation folder and report."""
     others = parse_samplers(samplers or [])
     quiet_libraries()
-    from t2ialign import runner
-    from t2ialign.progress import Display
+    from t2ialign.run import runner
+    from t2ialign.run.display import Display
 
     display = Display()
     run_dir, problem, optimizer = runner.restore(run, step, display)
@@ -79,7 +79,8 @@ def export(
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out")
     quiet_libraries()
-    from t2ialign import files, runner
+    from t2ialign.run import runner
+    from t2ialign.storage import files
 
     _, _, optimizer = runner.restore(run, step)
     with files.new_folder(out) as folder:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from t2ialign import spec as specs
+from t2ialign.spec import parse as specs
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a TOML file.")]
 Overrides = Annotated[
@@ -24,7 +24,7 @@ def run(spec: SpecFile, overrides: Overrides = None) -> None:
     """Run a spec: optimise, evaluate base against tuned, export."""
     parsed = specs.load(spec, overrides or [])
     quiet_libraries()
-    from t2ialign import runner
+    from t2ialign.run import runner
 
     _show(runner.start(parsed).path)
 
@@ -32,7 +32,7 @@ def run(spec: SpecFile, overrides: Overrides = None) -> None:
 def resume(run: RunFolder) -> None:
     """Continue a run that was stopped or killed, from its newest checkpoint."""
     quiet_libraries()
-    from t2ialign import runner
+    from t2ialign.run import runner
 
     _show(runner.resume(run).path)
 
@@ -51,7 +51,7 @@ def _show(path: Path) -> None:
     from rich.console import Console
 
     from t2ialign.cli.tables import comparison
-    from t2ialign.distributed import join
+    from t2ialign.tensors.distributed import join
 
     if not join().is_main:
         return

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2ialign import image_folders
 from t2ialign.cli.parts import parse_part
 from t2ialign.config import RewardMixConfig
 from t2ialign.errors import UsageError
-from t2ialign.spec import ChosenReward, parse_rewards
+from t2ialign.evaluation import folders as image_folders
+from t2ialign.spec.model import ChosenReward
+from t2ialign.spec.parse import parse_rewards
 
 if TYPE_CHECKING:
-    from t2ialign.scoring import Result
+    from t2ialign.evaluation.score import Result
 
 DEVICES = r"auto|cpu|mps|cuda(:\d+)?"
 
@@ -53,11 +54,11 @@ def score(
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise UsageError(f"--json {json_file}: no such folder")
 
-    from t2ialign import files as output
-    from t2ialign import scoring
     from t2ialign.cli.running import quiet_libraries
-    from t2ialign.distributed import device as resolve_device
-    from t2ialign.progress import Display
+    from t2ialign.evaluation import score as scoring
+    from t2ialign.run.display import Display
+    from t2ialign.storage import files as output
+    from t2ialign.tensors.distributed import device as resolve_device
 
     quiet_libraries()
     place = resolve_device(device)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from t2ialign.comparison import caption, rows, table_header, table_rows
+from t2ialign.evaluation.comparison import caption, rows, table_header, table_rows
 
 
 def comparison(summary: dict[str, Any]) -> Table:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from worlds import WORLD
 
-from t2ialign import SpecError, UsageError, compilation
-from t2ialign import spec as specs
-from t2ialign.compilation import compile_forward
-from t2ialign.problem import assemble
-from t2ialign.recompute import recompute_blocks
+from t2ialign import SpecError, UsageError
+from t2ialign.problem.problem import assemble
+from t2ialign.spec import parse as specs
+from t2ialign_diffusers import compilation
+from t2ialign_diffusers.compilation import compile_forward
+from t2ialign_diffusers.recompute import recompute_blocks
 
 
 class Stack(nn.Module):

@@ -7,11 +7,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 from worlds import WORLD
 
-from t2ialign import spec as specs
 from t2ialign.cli import app
 from t2ialign.errors import UsageError
-from t2ialign.export import export_lora
-from t2ialign.problem import assemble, load_optimizer
+from t2ialign.problem.export import export_lora
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.spec import parse as specs
 
 
 @pytest.fixture

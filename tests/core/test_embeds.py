@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from t2ialign.embeds import EmbedsCache, assemble
+from t2ialign.storage.embeds import EmbedsCache, assemble
 
 
 class Encoder:

@@ -10,12 +10,13 @@ import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2ialign import evaluate, seeding
-from t2ialign.batching import split, with_oom_retry
-from t2ialign.conditioning import Conditioning
+from t2ialign import seeding
 from t2ialign.config import RewardMixConfig
 from t2ialign.errors import RewardError
-from t2ialign.rewards import MixedReward, RewardMix, normalise
+from t2ialign.evaluation import evaluate
+from t2ialign.problem.mix import MixedReward, RewardMix, normalise
+from t2ialign.tensors.batching import split, with_oom_retry
+from t2ialign.tensors.conditioning import Conditioning
 
 
 def test_noise_of_an_image_is_that_of_a_plain_generator_whatever_the_batch():

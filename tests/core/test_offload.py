@@ -6,11 +6,12 @@ import pytest
 import torch
 from worlds import WORLD
 
-from t2ialign import spec as specs
 from t2ialign.errors import SpecError
-from t2ialign.export import export_lora
-from t2ialign.lora import Adapter, move_adapters
-from t2ialign.problem import assemble, load_optimizer
+from t2ialign.lora.adapter import Adapter, move_adapters
+from t2ialign.problem.export import export_lora
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.spec import parse as specs
 
 
 def one_step(path, *overrides):

@@ -10,11 +10,13 @@ from diffusers import SanaSprintPipeline, SanaTransformer2DModel, TorchAoConfig
 from worlds import WORLD
 
 from t2ialign import LoraConfig, UsageError, checkpoints, seeding
-from t2ialign import spec as specs
 from t2ialign.errors import SpecError
-from t2ialign.export import export_lora, write_lora
-from t2ialign.lora import Adapter
-from t2ialign.problem import assemble, load_optimizer
+from t2ialign.lora.adapter import Adapter
+from t2ialign.lora.file import write_lora
+from t2ialign.problem.export import export_lora
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.spec import parse as specs
 from t2ialign_sana.config import SanaSprintConfig
 from t2ialign_sana.sprint import SanaSprint
 from t2ialign_sd.config import SdTurboConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from t2ialign.recompute import recompute_blocks
+from t2ialign_diffusers.recompute import recompute_blocks
 
 
 class Stack(nn.Module):

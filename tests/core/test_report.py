@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2ialign import curves, files, images, report, runner
-from t2ialign import spec as specs
-from t2ialign.progress import Display
-from t2ialign.rundir import RunDir
+from t2ialign.report import curves
+from t2ialign.report import page as report
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
+from t2ialign.storage import files, images
+from t2ialign.storage.run_directory import RunDir
 
 VOID = {"meta", "img", "input"}
 EVIL = '<script>alert("x")</script> & \'"><img src=x onerror=alert(1)>'

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from t2ialign import runner
-from t2ialign import spec as specs
-from t2ialign.contracts import LoraOptimizer
 from t2ialign.errors import ExportError, RewardError, UsageError
-from t2ialign.evaluate import items
-from t2ialign.export import export_lora
-from t2ialign.problem import assemble
-from t2ialign.progress import Display
+from t2ialign.evaluation.evaluate import items
+from t2ialign.problem.export import export_lora
+from t2ialign.problem.optimizer import LoraOptimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
 
 QUIET = Display(quiet=True)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from t2ialign import solver_state
+from t2ialign.tensors import solver_state
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from t2ialign import spec as specs
-from t2ialign import spec_text
 from t2ialign.errors import SpecError, UsageError
+from t2ialign.spec import parse as specs
+from t2ialign.spec import text as spec_text
 
 
 def problems(path: Path, *overrides: str) -> dict[str, str]:

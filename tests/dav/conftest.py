@@ -10,12 +10,12 @@ from torch import nn
 
 import t2ialign
 from t2ialign import plugins
-from t2ialign import spec as specs
-from t2ialign.conditioning import Conditioning
-from t2ialign.parameterisation import to_prediction
-from t2ialign.paths import FlowPath, VPPath
+from t2ialign.spec import parse as specs
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import FlowPath, VPPath
 from t2ialign_dav import plugin
 from t2ialign_dav.model import Draws, Model
+from t2ialign_diffusers.parameterisation import to_prediction
 from t2ialign_solvers.config import DdimConfig
 from t2ialign_solvers.ddim import Ddim
 
@@ -215,7 +215,7 @@ def dav_spec(toy_spec, tmp_path, monkeypatch):
     plugins_here = {"toy": toy, "dav": plugin, "solvers": t2ialign_solvers.plugin, "toy-diffusion": ToyPlugin}
     found = plugins.load([toy.entry_point(name, module) for name, module in plugins_here.items()])
     monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
 
     def load(optimizer=None, run=None, **tables):
         tables = {

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from t2ialign import SpecError, runner
-from t2ialign.distributed import World
-from t2ialign.problem import assemble, load_optimizer
-from t2ialign.progress import Display
+from t2ialign import SpecError
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.tensors.distributed import World
 from t2ialign_dav.cost import lockstep, tree
 from t2ialign_dav.optimizer import Loop
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from t2ialign import runner
-from t2ialign import spec as specs
-from t2ialign.checkpoints import package_path
-from t2ialign.progress import Display
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
+from t2ialign.spec.checkpoints import package_path
 from t2ialign_solvers.config import DdimConfig
 from t2ialign_solvers.ddim import Ddim
 

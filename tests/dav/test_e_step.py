@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import t2ialign
-from t2ialign.conditioning import Conditioning
-from t2ialign.paths import FlowPath
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import FlowPath
 from t2ialign_dav import e_step
 from t2ialign_dav.model import Draws, Model
 

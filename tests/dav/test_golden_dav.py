@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from t2ialign import Prediction
-from t2ialign.distributed import World
-from t2ialign.parameterisation import to_prediction
+from t2ialign.tensors.distributed import World
 from t2ialign_dav import e_step, m_step, upstream
 from t2ialign_dav.gaussian import log_prob
+from t2ialign_diffusers.parameterisation import to_prediction
 
 
 @pytest.mark.parametrize("steps", [50, 10])

@@ -11,8 +11,8 @@ import torch
 
 from t2ialign import Prediction
 from t2ialign.config import RewardMixConfig
-from t2ialign.paths import FlowPath
-from t2ialign.rewards import normalise
+from t2ialign.problem.mix import normalise
+from t2ialign.tensors.paths import FlowPath
 from t2ialign_dav import m_step
 from t2ialign_dav.config import FlowSdeConfig
 from t2ialign_dav.flow_sde import FlowSde

@@ -9,14 +9,17 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import t2ialign
-from t2ialign import SpecError, UsageError, compilation, plugins, runner
-from t2ialign import spec as specs
-from t2ialign.compilation import compile_forward
-from t2ialign.conditioning import Conditioning
-from t2ialign.distributed import World
+from t2ialign import SpecError, UsageError, plugins
 from t2ialign.errors import RewardError
-from t2ialign.problem import assemble, load_optimizer
-from t2ialign.progress import Display
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.distributed import World
+from t2ialign_diffusers import compilation
+from t2ialign_diffusers.compilation import compile_forward
 from t2ialign_eggroll import plugin
 from t2ialign_eggroll.config import EggrollConfig
 from t2ialign_eggroll.noise import Noise
@@ -48,7 +51,7 @@ def eggroll_spec(toy_spec, tmp_path, monkeypatch):
         [toy.entry_point("toy", toy), toy.entry_point("eggroll", plugin), toy.entry_point("b", Plugin)]
     )
     monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
 
     def load(optimizer=SMALL, run=None, **tables):
         tables["run"] = {"steps": 4, "out": str(tmp_path / "runs"), **(run or {})}

@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from t2ialign import UsageError, rows
+from t2ialign import UsageError
+from t2ialign.tensors import rows
 from t2ialign_eggroll import population
 from t2ialign_eggroll.noise import LowRank, Members, Noise
 from t2ialign_eggroll.population import Chunk, lora_population

@@ -12,8 +12,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from t2ialign import LoraConfig, UsageError, lora, plugins
-from t2ialign.export import write_lora
+from t2ialign import LoraConfig, UsageError, plugins
+from t2ialign.lora import adapter as lora
+from t2ialign.lora.file import write_lora
 from t2ialign_infinity.backend import InfinityBackend, per_scale
 from t2ialign_infinity.config import InfinityConfig
 from t2ialign_infinity.sampling import DrawBits, sample_features, with_cache, without_cache

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from t2ialign import LoraConfig, UsageError, lora
+from t2ialign import LoraConfig, UsageError
+from t2ialign.lora import adapter as lora
 from t2ialign_infinity import text
 from t2ialign_infinity.backend import InfinityBackend
 

@@ -15,11 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from t2ialign import runner
-from t2ialign import spec as specs
-from t2ialign.checkpoints import package_path
-from t2ialign.problem import assemble, load_optimizer
-from t2ialign.progress import Display
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
+from t2ialign.spec.checkpoints import package_path
+from t2ialign.spec.model import Spec
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "specs" / "quickstart.toml"
@@ -36,7 +38,7 @@ SMALL = [
 pytestmark = pytest.mark.slow
 
 
-def small_spec(out: Path, *overrides: str) -> specs.Spec:
+def small_spec(out: Path, *overrides: str) -> Spec:
     return specs.load(QUICKSTART, [*SMALL, f'run.out="{out}"', *overrides])
 
 

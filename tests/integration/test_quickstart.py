@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from t2ialign import runner
-from t2ialign import spec as specs
-from t2ialign.progress import Display
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow

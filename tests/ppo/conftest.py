@@ -7,9 +7,9 @@ from torch import nn
 
 import t2ialign
 from t2ialign import plugins
-from t2ialign import spec as specs
-from t2ialign.parameterisation import to_prediction
-from t2ialign.paths import FlowPath
+from t2ialign.spec import parse as specs
+from t2ialign.tensors.paths import FlowPath
+from t2ialign_diffusers.parameterisation import to_prediction
 
 
 class FlowDenoiser(toy.ToyDenoiser):
@@ -57,7 +57,7 @@ def ppo_spec(toy_spec, tmp_path, monkeypatch):
     parts = {"toy": toy, "flow": ToyPlugin, "ppo": t2ialign_ppo.plugin, "solvers": t2ialign_solvers.plugin}
     found = plugins.load([toy.entry_point(name, module) for name, module in parts.items()])
     monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
 
     def load(optimizer=None, run=None, **tables):
         tables = {

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2ialign import runner
-from t2ialign import spec as specs
-from t2ialign.progress import Display
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
 from t2ialign_solvers.table import load_table
 
 SPEC = Path(__file__).parents[2] / "specs/ppo-epd-shapes.toml"

@@ -9,12 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from t2ialign import SpecError, runner
+from t2ialign import SpecError
 from t2ialign.cli.parts import parse_samplers
-from t2ialign.counting import counting
-from t2ialign.distributed import World
-from t2ialign.problem import assemble, load_optimizer
-from t2ialign.progress import Display
+from t2ialign.evaluation.counting import counting
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.tensors.distributed import World
 from t2ialign_ppo.rollouts import rollout, scored
 from t2ialign_solvers.config import EpdConfig
 from t2ialign_solvers.epd import Epd

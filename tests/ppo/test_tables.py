@@ -16,8 +16,8 @@ import torch
 from torch.distributions import Dirichlet
 
 from t2ialign import Denoiser, Prediction, UsageError, seeding
-from t2ialign.conditioning import Conditioning
-from t2ialign.paths import FlowPath, VPPath
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import FlowPath, VPPath
 from t2ialign_ppo.convert_snapshot import main, published_mapping, read_table
 from t2ialign_ppo.distributions import LogNormalScales, TableDistribution
 from t2ialign_solvers.config import EpdConfig

@@ -42,7 +42,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> plugins.Registry:
     found = plugins.load([toy.entry_point(name, target, name) for name, target in points])
     assert not any(status.error for status in found.plugins)
     monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
     return found
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2ialign import runner
-from t2ialign import spec as specs
 from t2ialign.errors import SpecError
-from t2ialign.progress import Display
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
 
 QUIET = Display(quiet=True)
 GENEVAL = [

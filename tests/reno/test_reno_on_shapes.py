@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from t2ialign import runner
-from t2ialign import spec as specs
-from t2ialign.problem import assemble, load_optimizer
-from t2ialign.progress import Display
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
 
 SPEC = Path(__file__).parents[2] / "specs" / "reno-shapes.toml"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from t2ialign import runner
-from t2ialign import spec as specs
-from t2ialign.progress import Display
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
 from t2ialign_reno import noise_search
 
 QUIET = Display(quiet=True)

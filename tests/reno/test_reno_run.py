@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from t2ialign import Optimizer, images, runner
-from t2ialign import spec as specs
-from t2ialign.distributed import World
-from t2ialign.problem import assemble, load_optimizer
-from t2ialign.progress import Display
+from t2ialign import Optimizer
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
+from t2ialign.storage import images
+from t2ialign.tensors.distributed import World
 
 QUIET = Display(quiet=True)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from t2ialign import spec as specs
 from t2ialign.errors import SpecError
+from t2ialign.spec import parse as specs
 
 
 def refusal(path) -> str:

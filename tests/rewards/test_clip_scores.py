@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from t2ialign import UsageError
 from t2ialign.config import RewardMixConfig
-from t2ialign.rewards import MixedReward, RewardMix
+from t2ialign.problem.mix import MixedReward, RewardMix
 from t2ialign_rewards.clip import LastResult
 from t2ialign_rewards.clip_scores import ClipScore, PickScore
 from t2ialign_rewards.config import (

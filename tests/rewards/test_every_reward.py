@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from t2ialign import OptimizerConfig, plugins
-from t2ialign.capabilities import capability_problems
 from t2ialign.config import RewardMixConfig
-from t2ialign.spec import Chosen, ChosenReward
+from t2ialign.spec.capabilities import capability_problems
+from t2ialign.spec.model import Chosen, ChosenReward
 from t2ialign_rewards import config
 from t2ialign_rewards.imagereward import ImageReward
 

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 import t2ialign
 from t2ialign import UsageError
 from t2ialign.cli.score import parse_reward, score
-from t2ialign.image_files import read_image
-from t2ialign.image_folders import find_images, match_prompts
-from t2ialign.scoring import score_images, summarise
+from t2ialign.evaluation.folders import find_images, match_prompts
+from t2ialign.evaluation.score import score_images, summarise
+from t2ialign.storage.image_files import read_image
 
 app = typer.Typer()
 app.command()(score)

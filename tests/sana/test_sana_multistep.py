@@ -9,8 +9,8 @@ import torch
 from diffusers import SanaPipeline
 
 from t2ialign import LoraConfig, seeding
-from t2ialign.export import write_lora
-from t2ialign.lora import Adapter
+from t2ialign.lora.adapter import Adapter
+from t2ialign.lora.file import write_lora
 from t2ialign_sana.config import SanaConfig
 from t2ialign_sana.sana import Sana
 from t2ialign_solvers.config import OdeConfig

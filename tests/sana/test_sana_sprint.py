@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Gemma2Model
 
 from t2ialign import LoraConfig, UsageError, seeding
-from t2ialign.conditioning import Conditioning
-from t2ialign.export import write_lora
-from t2ialign.lora import Adapter
+from t2ialign.lora.adapter import Adapter
+from t2ialign.lora.file import write_lora
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_sana.denoiser import SprintDenoiser, SprintPath
 from t2ialign_sana.upstream import UpstreamOneStep
 from t2ialign_solvers.config import ConsistencyConfig, OneStepConfig

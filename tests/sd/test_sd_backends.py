@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from sd.cases import CASES, PROMPTS, SEEDS, make
 
 from t2ialign import LoraConfig, UsageError, seeding
-from t2ialign.export import write_lora
-from t2ialign.lora import Adapter
+from t2ialign.lora.adapter import Adapter
+from t2ialign.lora.file import write_lora
 from t2ialign_sd import config as configs
 from t2ialign_sd.flux import Flux
 from t2ialign_sd.hyper_sd import HyperSd

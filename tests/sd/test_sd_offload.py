@@ -7,7 +7,7 @@ import torch
 from sd.cases import CASES, PROMPTS, SEEDS, make
 
 from t2ialign import LoraConfig, seeding
-from t2ialign.lora import Adapter
+from t2ialign.lora.adapter import Adapter
 
 each = pytest.mark.parametrize("name", ["sd15-ddim", "sdxl", "pixart-dmd", "sd3", "flux-dev"])
 

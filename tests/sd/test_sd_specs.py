@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from t2ialign import SpecError
-from t2ialign.spec import parse
+from t2ialign.spec.parse import parse
 
 HUB_IDS = {"epd": {"steps": 4}, "diffusers": {"scheduler": "UniPCMultistepScheduler"}}
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from sd.cases import CASES, PROMPTS, make
 
 from t2ialign import UsageError, checkpoints
-from t2ialign.diffusers_folder import open_checkpoint
-from t2ialign.export import write_lora
-from t2ialign.lora import Adapter, LoraConfig
+from t2ialign.lora.adapter import Adapter, LoraConfig
+from t2ialign.lora.file import write_lora
+from t2ialign_diffusers.folder import open_checkpoint
 
 CASE = CASES["sdxl"]
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from t2ialign import Denoiser, Prediction, seeding
-from t2ialign.conditioning import Conditioning
-from t2ialign.paths import FlowPath, TrigFlowPath
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import FlowPath, TrigFlowPath
 from t2ialign_solvers.config import ConsistencyConfig, OneStepConfig
 from t2ialign_solvers.consistency import Consistency
 from t2ialign_solvers.one_step import OneStep

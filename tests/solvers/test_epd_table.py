@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from t2ialign import Denoiser, Prediction, UsageError, seeding
-from t2ialign.conditioning import Conditioning
-from t2ialign.paths import FlowPath
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import FlowPath
 from t2ialign_solvers.config import Dpm2Config, EpdConfig
 from t2ialign_solvers.epd import Epd
 from t2ialign_solvers.single_step import Dpm2

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from t2ialign import Denoiser, Prediction
-from t2ialign.conditioning import Conditioning
-from t2ialign.paths import FlowPath, TrigFlowPath, VPPath
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import FlowPath, TrigFlowPath, VPPath
 from t2ialign_solvers import schedules
 from t2ialign_solvers.config import Dpm2Config, EpdConfig, IpndmConfig, OdeConfig, ScheduleConfig, TwoStageConfig
 from t2ialign_solvers.epd import Epd

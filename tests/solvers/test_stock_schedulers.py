@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from t2ialign import Denoiser, Prediction, UsageError, seeding
-from t2ialign.conditioning import Conditioning
-from t2ialign.diffusers_scheduler import flow_path, vp_path
-from t2ialign.paths import FlowPath, TrigFlowPath, VPPath
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import FlowPath, TrigFlowPath, VPPath
+from t2ialign_diffusers.scheduler import flow_path, vp_path
 from t2ialign_solvers import schedules
 from t2ialign_solvers.config import DdimConfig, DiffusersConfig, OdeConfig, TwoStageConfig
 from t2ialign_solvers.ddim import Ddim

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from t2ialign import LoraConfig, lora
-from t2ialign.export import write_lora
+from t2ialign import LoraConfig
+from t2ialign.lora import adapter as lora
+from t2ialign.lora.file import write_lora
 from t2ialign_var.backend import VarBackend
 from t2ialign_var.config import VarConfig
 

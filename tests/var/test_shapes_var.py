@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from t2ialign import prompts
-from t2ialign.checkpoints import package_path
+from t2ialign.spec import prompts
+from t2ialign.spec.checkpoints import package_path
 from t2ialign_var.backend import VarBackend
 from t2ialign_var.config import VarConfig
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from t2ialign import LoraConfig, UsageError, lora, plugins
-from t2ialign.export import write_lora
+from t2ialign import LoraConfig, UsageError, plugins
+from t2ialign.lora import adapter as lora
+from t2ialign.lora.file import write_lora
 from t2ialign_var.backend import VarBackend
 from t2ialign_var.classes import imagenet
 from t2ialign_var.config import VarConfig

@@ -13,9 +13,12 @@ import torch
 import toy
 from torch.nn import functional as F
 
-from t2ialign import LoraConfig, UsageError, lora, plugins, runner
-from t2ialign import spec as specs
-from t2ialign.progress import Display
+from t2ialign import LoraConfig, UsageError, plugins
+from t2ialign.lora import adapter as lora
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
+from t2ialign.spec.model import Spec
 from t2ialign_var import layers
 from t2ialign_var.backend import VarBackend
 from t2ialign_var.config import VarConfig
@@ -53,15 +56,15 @@ def test_a_batched_population_equals_its_members_one_by_one(checkpoint: Path, fo
 
 
 @pytest.fixture
-def eggroll_spec(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., specs.Spec]:
+def eggroll_spec(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spec]:
     """EGGROLL on the tiny VAR with the toy rewards."""
     modules = {"toy": toy, "var": t2ialign_var.plugin, "eggroll": t2ialign_eggroll.plugin}
     found = plugins.load([toy.entry_point(name, module, name) for name, module in modules.items()])
     monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.registry", lambda: found)
+    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
     (tmp_path / "prompts.txt").write_text("0\na photo of bee\ncat\n")
 
-    def make(**backend: Any) -> specs.Spec:
+    def make(**backend: Any) -> Spec:
         tree = {
             "run": {"steps": 3, "out": str(tmp_path / "runs"), "device": "cpu"},
             "backend": {"kind": "var", "checkpoint": str(checkpoint), "dtype": "float32", "top_k": 16, **backend},
@@ -76,7 +79,7 @@ def eggroll_spec(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return make
 
 
-def test_a_run_ends_with_a_checked_export(eggroll_spec: Callable[..., specs.Spec]) -> None:
+def test_a_run_ends_with_a_checked_export(eggroll_spec: Callable[..., Spec]) -> None:
     run = runner.start(eggroll_spec(), Display(quiet=True))
     assert (run.path / "export" / "pytorch_lora_weights.safetensors").is_file()
     assert "VarBackend" in (run.path / "export" / "README.md").read_text()
@@ -86,7 +89,7 @@ def test_a_run_ends_with_a_checked_export(eggroll_spec: Callable[..., specs.Spec
 
 
 def test_a_layer_that_the_model_bypasses_is_reported_before_the_first_step(
-    eggroll_spec: Callable[..., specs.Spec], monkeypatch: pytest.MonkeyPatch
+    eggroll_spec: Callable[..., Spec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in implementations that read the fused weight instead of calling the layer."""
     forward = layers.SelfAttention.forward

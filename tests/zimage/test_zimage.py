@@ -14,9 +14,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
 from t2ialign import LoraConfig, UsageError, seeding
-from t2ialign.export import write_lora, write_loras
-from t2ialign.lora import Adapter
-from t2ialign.offload import TakingTurns
+from t2ialign.lora.adapter import Adapter
+from t2ialign.lora.file import write_lora, write_loras
+from t2ialign_diffusers.offload import TakingTurns
 from t2ialign_eggroll.noise import Members, Noise
 from t2ialign_eggroll.population import Chunk, lora_population
 from t2ialign_eggroll.spaces import LoraSpace

@@ -10,7 +10,7 @@ from t2ialign import OptimizerConfig, Plan, Requirements, SamplerConfig, UsageEr
 from t2ialign_dav.cost import Cost, lockstep, tree
 
 if TYPE_CHECKING:
-    from t2ialign.spec import Spec
+    from t2ialign.spec.model import Spec
 
 
 class SearchConfig(OptimizerConfig):

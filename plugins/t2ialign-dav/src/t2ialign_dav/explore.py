@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from t2ialign import StepSampler, UsageError
-from t2ialign.batching import with_oom_retry
-from t2ialign.conditioning import Conditioning
-from t2ialign.distributed import World
-from t2ialign.problem import Problem
+from t2ialign.problem.problem import Problem
+from t2ialign.tensors.batching import with_oom_retry
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.distributed import World
 from t2ialign_dav import e_step
 from t2ialign_dav.config import WeightingConfig
 from t2ialign_dav.cost import Cost

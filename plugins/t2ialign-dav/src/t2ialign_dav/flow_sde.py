@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from t2ialign import Prediction, StepSampler, UsageError
-from t2ialign.paths import DiffusionPath, FlowPath
+from t2ialign.tensors.paths import DiffusionPath, FlowPath
 from t2ialign_dav.config import FlowSdeConfig
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from t2ialign import Prediction, StepSampler
-from t2ialign.paths import DiffusionPath
+from t2ialign.tensors.paths import DiffusionPath
 
 
 def log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

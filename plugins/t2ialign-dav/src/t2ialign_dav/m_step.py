@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from t2ialign import Denoiser, Prediction, StepSampler
-from t2ialign.batching import split, with_oom_retry
-from t2ialign.distributed import World
+from t2ialign.tensors.batching import split, with_oom_retry
+from t2ialign.tensors.distributed import World
 from t2ialign_dav.gaussian import divergence, log_prob, velocity_weights
 
 

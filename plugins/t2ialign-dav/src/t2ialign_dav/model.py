@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from t2ialign import Denoiser, Prediction, RewardError, seeding
-from t2ialign.batching import split
-from t2ialign.paths import DiffusionPath
+from t2ialign.tensors.batching import split
+from t2ialign.tensors.paths import DiffusionPath
 from t2ialign_dav.cost import Cost
 
 

@@ -12,9 +12,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from t2ialign import LoraOptimizer, Prediction, State, StepResult, seeding, solver_state
-from t2ialign.batching import with_oom_retry
-from t2ialign.problem import Batch, Problem
+from t2ialign import LoraOptimizer, Prediction, State, StepResult, seeding
+from t2ialign.problem.problem import Batch, Problem
+from t2ialign.tensors import solver_state
+from t2ialign.tensors.batching import with_oom_retry
 from t2ialign_dav import upstream
 from t2ialign_dav.config import DavConfig, DavUpstreamConfig
 from t2ialign_dav.e_step import Trajectories

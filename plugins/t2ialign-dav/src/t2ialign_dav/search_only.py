@@ -10,10 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from t2ialign import Optimizer, State, StepResult
-from t2ialign.conditioning import Conditioning
-from t2ialign.distributed import World
-from t2ialign.images import save_png
-from t2ialign.problem import Problem
+from t2ialign.problem.problem import Problem
+from t2ialign.storage.images import save_png
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.distributed import World
 from t2ialign_dav.config import DavSearchConfig
 from t2ialign_dav.e_step import Trajectories
 from t2ialign_dav.explore import SHOWN, explore, lockstep_search, report, reward_unit, step_sampler

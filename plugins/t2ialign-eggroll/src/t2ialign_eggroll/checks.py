@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from t2ialign.batching import split
 from t2ialign.errors import T2IAlignError, UsageError
+from t2ialign.tensors.batching import split
 from t2ialign_eggroll.noise import Perturbation
 from t2ialign_eggroll.population import Chunk, Form
 
 if TYPE_CHECKING:
-    from t2ialign.problem import Batch, Problem
+    from t2ialign.problem.problem import Batch, Problem
     from t2ialign_eggroll.spaces import Space
 
 log = logging.getLogger(__name__)

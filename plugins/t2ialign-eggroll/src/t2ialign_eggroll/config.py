@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from t2ialign import OptimizerConfig, Plan, Requirements
 
 if TYPE_CHECKING:
-    from t2ialign.spec import Spec
+    from t2ialign.spec.model import Spec
 
 
 class EvolutionConfig(OptimizerConfig):

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from t2ialign import LoraOptimizer, State, StepResult
-from t2ialign.batching import split, with_oom_retry
-from t2ialign.conditioning import Conditioning
-from t2ialign.problem import Batch, Problem
+from t2ialign.problem.problem import Batch, Problem
+from t2ialign.tensors.batching import split, with_oom_retry
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_eggroll import checks
 from t2ialign_eggroll.config import EggrollConfig, OpenESConfig
 from t2ialign_eggroll.noise import Members, Noise, Perturbation

@@ -20,8 +20,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t2ialign import rows
 from t2ialign.errors import UsageError
+from t2ialign.tensors import rows
 from t2ialign_eggroll.noise import FullRank, LowRank, Perturbation
 from t2ialign_eggroll.stacks import Stack
 
@@ -35,7 +35,7 @@ class Chunk:
     """What one batch holds: ``members`` members with ``images`` images each, member-major.
 
     A layer may see whole copies of the batch one after another (classifier-free guidance); anything else must be
-    announced with ``t2ialign.rows``.
+    announced with ``t2ialign.tensors.rows``.
     """
 
     members: int

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t2ialign.rewards import centred_ranks
+from t2ialign.problem.mix import centred_ranks
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from t2ialign.errors import UsageError
-from t2ialign.lora import ADAPTER, Adapter
+from t2ialign.lora.adapter import ADAPTER, Adapter
 from t2ialign_eggroll.batched import swapped
 from t2ialign_eggroll.noise import Perturbation
 from t2ialign_eggroll.population import Chunk, Form, lora_population, weight_population

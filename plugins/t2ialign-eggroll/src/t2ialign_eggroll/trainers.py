@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from t2ialign import seeding
-from t2ialign.batching import split
+from t2ialign.tensors.batching import split
 from t2ialign_eggroll.batched import evaluate_members, swapped
 from t2ialign_eggroll.noise import Members, Noise, Perturbation
 from t2ialign_eggroll.shaping import Fitness, shape

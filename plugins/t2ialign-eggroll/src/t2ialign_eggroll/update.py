@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from t2ialign.batching import split
+from t2ialign.tensors.batching import split
 from t2ialign_eggroll.noise import Draw, Members
 from t2ialign_eggroll.shaping import Fitness
 

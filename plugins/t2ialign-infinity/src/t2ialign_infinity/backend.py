@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from t2ialign import Backend, BackendInfo, Sampler, UsageError, checkpoints
-from t2ialign.conditioning import Conditioning
-from t2ialign.export import FILE
-from t2ialign.lora_file import load_lora_file
+from t2ialign.lora.file import FILE, load_lora_file
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_infinity import ladders
 from t2ialign_infinity.bits import BitQuantiser
 from t2ialign_infinity.config import InfinityConfig

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2ialign import UsageError, checkpoints, rows
-from t2ialign.batching import split
-from t2ialign.conditioning import Conditioning
-from t2ialign.embeds import EmbedsCache, Row, assemble
+from t2ialign import UsageError, checkpoints
+from t2ialign.storage.embeds import EmbedsCache, Row, assemble
+from t2ialign.tensors import rows
+from t2ialign.tensors.batching import split
+from t2ialign.tensors.conditioning import Conditioning
 
 MICRO_BATCH = 8
 #: What the authors append to prompts about people.

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from t2ialign import Config, OptimizerConfig, Plan, UsageError, prompts
+from t2ialign import Config, OptimizerConfig, Plan, UsageError
 from t2ialign.config import PROMPT_FILE
+from t2ialign.spec import prompts
 
 if TYPE_CHECKING:
-    from t2ialign.spec import Spec
+    from t2ialign.spec.model import Spec
 
 ScaleKind = Literal["none", "bounded", "log-normal"]
 #: Images of a validation on training prompts.
@@ -106,7 +107,7 @@ class AgreementConfig(Config):
     @field_validator("sampler")
     @classmethod
     def _known(cls, table: dict[str, Any]) -> dict[str, Any]:
-        from t2ialign.spec import parse_sampler
+        from t2ialign.spec.parse import parse_sampler
 
         parse_sampler(table, "reward.sampler")
         return table

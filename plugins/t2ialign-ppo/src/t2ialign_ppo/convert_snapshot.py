@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from t2ialign import safe_pickle
 from t2ialign.errors import UsageError
+from t2ialign.storage import pickles as safe_pickle
 from t2ialign_solvers.starts import ascending
 from t2ialign_solvers.table import SolverTable
 

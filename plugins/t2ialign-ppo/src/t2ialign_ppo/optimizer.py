@@ -18,11 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2ialign import Optimizer, State, StepResult, seeding, solver_state
-from t2ialign.conditioning import Conditioning
-from t2ialign.problem import Batch, Problem
+from t2ialign import Optimizer, State, StepResult, seeding
+from t2ialign.problem.problem import Batch, Problem
+from t2ialign.tensors import solver_state
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_ppo import ppo
 from t2ialign_ppo.distributions import Draws
+from t2ialign_ppo.export import export_table
 from t2ialign_ppo.policy import Policy
 from t2ialign_ppo.rollouts import rollout, sampler_of, scored
 from t2ialign_ppo.validation import Validation
@@ -138,6 +140,6 @@ class PpoEpd(Optimizer):
         self.validation.load_state(state)
 
     def export(self, folder: Path) -> None:
-        from t2ialign_ppo.export import export_table
-
-        export_table(self, folder)
+        validation = self.validation
+        chosen = {"step": validation.best_step, "validation_gain": validation.best_gain}
+        export_table(self.problem, self.table, chosen if self.config.validate_every else {}, folder)

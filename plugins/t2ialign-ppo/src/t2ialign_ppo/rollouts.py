@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t2ialign.batching import split, with_oom_retry
-from t2ialign.conditioning import Conditioning
-from t2ialign.problem import Problem
+from t2ialign.problem.problem import Problem
+from t2ialign.tensors.batching import split, with_oom_retry
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_solvers.epd import Epd
 from t2ialign_solvers.table import SolverTable
 

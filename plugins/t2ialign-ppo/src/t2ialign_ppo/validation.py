@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from t2ialign import State, seeding
-from t2ialign.problem import Problem
+from t2ialign.problem.problem import Problem
 from t2ialign_ppo.config import PpoEpdConfig
 from t2ialign_ppo.rollouts import draw_references, scored
 from t2ialign_solvers.table import SolverTable

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from t2ialign import files, images
+from t2ialign.storage import files, images
 from t2ialign_reno.searches import Found, Search
 
 Scores = dict[str, dict[str, float | None]]

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from t2ialign import OptimizerConfig, Plan, Requirements, UsageError, plugins, prompts
+from t2ialign import OptimizerConfig, Plan, Requirements, UsageError, plugins
+from t2ialign.spec import prompts
 from t2ialign_reno.layouts import LAYOUTS
 
 if TYPE_CHECKING:
-    from t2ialign.spec import Chosen, Spec
+    from t2ialign.spec.model import Chosen, Spec
 
 
 class NoiseSearchConfig(OptimizerConfig):
@@ -96,7 +97,7 @@ def chosen_sampler(table: dict[str, Any]) -> Chosen:
     Raises:
         ValueError: unknown kind or wrong options.
     """
-    from t2ialign.spec import Chosen
+    from t2ialign.spec.model import Chosen
 
     try:
         declaration = plugins.registry().find("sampler", str(table.get("kind")))

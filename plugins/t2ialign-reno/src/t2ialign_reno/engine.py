@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from t2ialign.batching import split, with_oom_retry
-from t2ialign.conditioning import Conditioning
-from t2ialign.contracts import State
-from t2ialign.distributed import World
-from t2ialign.problem import Problem
+from t2ialign.problem.problem import Problem
+from t2ialign.tensors.batching import split, with_oom_retry
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.distributed import World
+from t2ialign.tensors.state import State
 from t2ialign_reno.searches import Found, Search
 
 Point = dict[str, Tensor]
@@ -232,3 +232,9 @@ class Engine:
         self.iteration, self.best_iteration = tensors["iteration"], tensors["best_iteration"]
         self.best_reward = tensors["best_reward"]
         self.occupant, self.next = list(state.values["occupant"]), state.values["next"]
+
+
+def draw(problem: Problem, conditioning: Conditioning, found: Sequence[Found]) -> Tensor:
+    """The images of found noises (B, 3, H, W)."""
+    noises = [one.noise.to(problem.device) for one in found if one.noise is not None]
+    return problem.generate(conditioning, [one.seed for one in found], torch.stack(noises) if noises else None)

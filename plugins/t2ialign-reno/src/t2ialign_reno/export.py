@@ -5,59 +5,52 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from t2ialign import files
-from t2ialign.comparison import table
 from t2ialign.errors import ExportError
-from t2ialign.evaluate import summarise
-from t2ialign.export import TOLERANCE
+from t2ialign.evaluation.comparison import table
+from t2ialign.evaluation.evaluate import summarise
+from t2ialign.problem.export import TOLERANCE
+from t2ialign.problem.problem import Problem
+from t2ialign.storage import files
+from t2ialign_reno.archive import Archive
+from t2ialign_reno.engine import draw
 from t2ialign_reno.layouts import LAYOUTS
 from t2ialign_reno.searches import Found, Item
-
-if TYPE_CHECKING:
-    from t2ialign_reno.noise_search import NoiseSearch
 
 CHECKED = 4
 Delivered = dict[Item, Found]
 
 
-def export_images(optimizer: NoiseSearch, folder: Path) -> None:
+def export_images(problem: Problem, archive: Archive, delivered: Delivered, layout: str | None, folder: Path) -> None:
     """Write ``folder``: ``images/<item>/`` with the best start of every finished image, summary, layout, README.
+
+    Args:
+        archive: where finished searches lie.
+        delivered: the finished images, each with the best of its searches.
+        layout: name of a benchmark's layout to write too, if any.
 
     Raises:
         ExportError: nothing is finished yet, or a saved noise does not give the saved image.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    delivered = finished(optimizer)
     if not delivered:
         raise ExportError("no search has ended yet: there is nothing to export")
     for item, found in delivered.items():
-        _link_folder(optimizer.archive.path(found.search), folder / "images" / item.name)
-    difference = check_noise(optimizer, delivered, folder)
-    summary = _summary(optimizer, delivered)
+        _link_folder(archive.path(found.search), folder / "images" / item.name)
+    difference = check_noise(problem, delivered, folder)
+    summary = _summary(problem, archive, delivered)
     files.write_json(folder / "summary.json", summary)
-    if optimizer.config.layout:
-        write_layout(optimizer, delivered, folder)
-    (folder / "README.md").write_text(card(optimizer, delivered, summary, difference), encoding="utf-8")
-
-
-def finished(optimizer: NoiseSearch) -> Delivered:
-    """The run's images all of whose searches have ended, each with the best of them."""
-    delivered: Delivered = {}
-    for item in optimizer.items:
-        searches = optimizer.starts_of[item.key]
-        if all(optimizer.engine.current(search) is None for search in searches):
-            delivered[item] = optimizer.best(searches)
-    return delivered
+    if layout:
+        write_layout(problem, delivered, layout, folder)
+    (folder / "README.md").write_text(card(problem, delivered, summary, difference), encoding="utf-8")
 
 
 @torch.no_grad()
-def check_noise(optimizer: NoiseSearch, delivered: Delivered, folder: Path) -> float:
+def check_noise(problem: Problem, delivered: Delivered, folder: Path) -> float:
     """Draw some images from the exported noise and compare with the exported pictures.
 
     Returns:
@@ -66,10 +59,7 @@ def check_noise(optimizer: NoiseSearch, delivered: Delivered, folder: Path) -> f
     Raises:
         ExportError: an image is not what its noise gives.
     """
-    from t2ialign_reno.noise_search import draw
-
     some = list(delivered.items())[:CHECKED]
-    problem = optimizer.problem
     drawn = draw(problem, problem.conditioning[[item.row for item, _ in some]], [found for _, found in some]).cpu()
     saved = torch.stack([_read_png(folder / "images" / item.name / "best.png") for item, _ in some])
     difference = max(0.0, (drawn - saved).abs().max().item() - 0.5 / 255)
@@ -86,10 +76,10 @@ def _read_png(path: Path) -> Tensor:
         return torch.from_numpy(numpy.array(picture)).permute(2, 0, 1).float() / 255
 
 
-def _summary(optimizer: NoiseSearch, delivered: Delivered) -> dict:
+def _summary(problem: Problem, archive: Archive, delivered: Delivered) -> dict:
     """First images against best ones, in the form of the evaluation's summary.json."""
-    scores = [optimizer.archive.scores(found.search) for found in delivered.values()]
-    names = optimizer.problem.rewards.names
+    scores = [archive.scores(found.search) for found in delivered.values()]
+    names = problem.rewards.names
 
     def column(which: str) -> dict[str, Tensor]:
         values = {name: [one[which][name] for one in scores] for name in names}
@@ -101,9 +91,8 @@ def _summary(optimizer: NoiseSearch, delivered: Delivered) -> dict:
     return summarise({"base": column("initial"), "tuned": column("best")}, prompt_index, names)
 
 
-def write_layout(optimizer: NoiseSearch, delivered: Delivered, folder: Path) -> None:
+def write_layout(problem: Problem, delivered: Delivered, name: str, folder: Path) -> None:
     """The best images under the names that a benchmark's scorer expects, in a folder with the benchmark's name."""
-    problem, name = optimizer.problem, optimizer.config.layout
     layout, target, prompts = LAYOUTS[name], folder / name, problem.prompts
     count, file = problem.spec.prompts.images_per_prompt, problem.spec.prompt_file()
     item_of = {(prompts[item.row], int(item.name.rpartition("-")[2])): item for item in delivered}
@@ -115,9 +104,9 @@ def write_layout(optimizer: NoiseSearch, delivered: Delivered, folder: Path) -> 
         (target / path).write_text(text, encoding="utf-8")
 
 
-def card(optimizer: NoiseSearch, delivered: Delivered, summary: dict, difference: float) -> str:
+def card(problem: Problem, delivered: Delivered, summary: dict, difference: float) -> str:
     """README.md of an export."""
-    spec, problem = optimizer.problem.spec, optimizer.problem
+    spec = problem.spec
     held_out = ", ".join(r.name for r in spec.rewards if not r.mix.weight) or "none"
     item = next(iter(delivered))
     code = problem.backend.noise_snippet(problem.prompts[item.row], f"images/{item.name}/latents.safetensors")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from t2ialign import seeding
-from t2ialign.conditioning import Conditioning
-from t2ialign.problem import Problem
+from t2ialign.problem.problem import Problem
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_reno.config import ImageSelectConfig
 from t2ialign_reno.engine import Method, Point
 from t2ialign_reno.noise_search import NoiseSearch

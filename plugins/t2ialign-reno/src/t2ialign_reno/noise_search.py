@@ -11,14 +11,16 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from t2ialign import Optimizer, State, StepResult, images
-from t2ialign.conditioning import Conditioning
-from t2ialign.distributed import World
-from t2ialign.evaluate import items_of
-from t2ialign.problem import Problem
+from t2ialign import Optimizer, State, StepResult
+from t2ialign.evaluation.evaluate import items_of
+from t2ialign.problem.problem import Problem
+from t2ialign.storage import images
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.distributed import World
 from t2ialign_reno.archive import Archive, finite
 from t2ialign_reno.config import chosen_sampler
-from t2ialign_reno.engine import Engine, Method, Watch
+from t2ialign_reno.engine import Engine, Method, Watch, draw
+from t2ialign_reno.export import export_images
 from t2ialign_reno.searches import Found, Item, Search, searches_of
 
 
@@ -123,9 +125,13 @@ class NoiseSearch(Optimizer):
         self.engine.load_state(state)
 
     def export(self, folder: Path) -> None:
-        from t2ialign_reno.export import export_images
+        export_images(self.problem, self.archive, self.finished(), self.config.layout, folder)
 
-        export_images(self, folder)
+    def finished(self) -> dict[Item, Found]:
+        """The run's images all of whose searches have ended, each with the best of them."""
+        starts = {item: self.starts_of[item.key] for item in self.items}
+        ended = {item: all(self.engine.current(search) is None for search in starts[item]) for item in self.items}
+        return {item: self.best(starts[item]) for item in self.items if ended[item]}
 
 
 def run_items(problem: Problem) -> list[Item]:
@@ -138,12 +144,6 @@ def run_items(problem: Problem) -> list[Item]:
         Item(problem.conditioning.prompts[row_of[text]], seed, row_of[text], f"{row_of[text]:05d}-{number % count}")
         for number, (text, seed) in enumerate(zip(wanted.prompts, wanted.seeds, strict=True))
     ]
-
-
-def draw(problem: Problem, conditioning: Conditioning, found: Sequence[Found]) -> Tensor:
-    """The images of found noises (B, 3, H, W)."""
-    noises = [one.noise.to(problem.device) for one in found if one.noise is not None]
-    return problem.generate(conditioning, [one.seed for one in found], torch.stack(noises) if noises else None)
 
 
 def best_by_item(found: Sequence[Found]) -> dict[tuple[str, int], Found]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from t2ialign.rewards import RewardMix
+from t2ialign.problem.mix import RewardMix
 
 
 def norms(latents: Tensor) -> Tensor:

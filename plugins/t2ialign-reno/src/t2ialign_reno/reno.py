@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from t2ialign import RewardError
-from t2ialign.conditioning import Conditioning
-from t2ialign.problem import Problem
-from t2ialign.rewards import RewardMix
+from t2ialign.problem.mix import RewardMix
+from t2ialign.problem.problem import Problem
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_reno.config import RenoConfig
 from t2ialign_reno.engine import Method, Point
 from t2ialign_reno.noise_optimization import (

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from t2ialign import safe_pickle
 from t2ialign.errors import UsageError
+from t2ialign.storage import pickles as safe_pickle
 from t2ialign_rewards.weights import require_keys
 
 SHELL_MODULES = (

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from t2ialign.contracts import Reward
-from t2ialign.images import to_pil
+from t2ialign.parts.reward import Reward
+from t2ialign.storage.images import to_pil
 from t2ialign_rewards.config import JpegConfig
 
 

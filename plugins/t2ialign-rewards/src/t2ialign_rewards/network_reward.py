@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from t2ialign.batching import split, with_oom_retry
-from t2ialign.contracts import Reward
+from t2ialign.parts.reward import Reward
+from t2ialign.tensors.batching import split, with_oom_retry
 from t2ialign_rewards.config import NetworkConfig
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from t2ialign.contracts import Reward
+from t2ialign.parts.reward import Reward
 
 
 class RandomControl(Reward):

@@ -19,10 +19,10 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor
 
-from t2ialign.batching import split
-from t2ialign.contracts import Reward
 from t2ialign.errors import RewardError, UsageError
-from t2ialign.images import to_pil
+from t2ialign.parts.reward import Reward
+from t2ialign.storage.images import to_pil
+from t2ialign.tensors.batching import split
 from t2ialign_rewards.config import RemoteConfig
 
 log = logging.getLogger(__name__)

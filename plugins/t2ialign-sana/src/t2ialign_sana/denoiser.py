@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2ialign.conditioning import Conditioning
-from t2ialign.contracts import Denoiser, Prediction
-from t2ialign.paths import TrigFlowPath
+from t2ialign.parts.denoiser import Denoiser
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import Prediction, TrigFlowPath
 
 
 class SprintPath(TrigFlowPath):

@@ -7,10 +7,10 @@ from functools import cached_property
 
 from torch import Tensor
 
-from t2ialign.conditioning import Conditioning
-from t2ialign.diffusers_scheduler import flow_path
-from t2ialign.guided import GuidedBackend
-from t2ialign.paths import FlowPath
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import FlowPath
+from t2ialign_diffusers.guided import GuidedBackend
+from t2ialign_diffusers.scheduler import flow_path
 from t2ialign_sana.config import SanaConfig
 from t2ialign_sana.text import SanaText
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from t2ialign import Denoiser
-from t2ialign.conditioning import Conditioning
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_sana.config import SanaSprintConfig
 from t2ialign_sana.denoiser import SprintDenoiser, SprintPath
 from t2ialign_sana.text import SanaText

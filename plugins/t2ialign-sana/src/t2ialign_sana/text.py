@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from t2ialign import BackendInfo
-from t2ialign.diffusers_backend import DiffusersBackend
-from t2ialign.embeds import Row
+from t2ialign.storage.embeds import Row
+from t2ialign_diffusers.backend import DiffusersBackend
 from t2ialign_sana.config import SanaTextConfig
 
 

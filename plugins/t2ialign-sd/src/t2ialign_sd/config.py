@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from t2ialign.config import Checkpoint
-from t2ialign.diffusers_config import GuidedConfig
+from t2ialign_diffusers.config import GuidedConfig
 
 CHECKPOINT_TEXT = "hub id, local folder, or 'pkg:<package>/<path>'"
 

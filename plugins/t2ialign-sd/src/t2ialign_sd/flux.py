@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from t2ialign import BackendInfo, UsageError
-from t2ialign.diffusers_scheduler import dynamic_shift, flow_path
-from t2ialign.embeds import Row
-from t2ialign.guided import GuidedBackend
-from t2ialign.paths import FlowPath
+from t2ialign.storage.embeds import Row
+from t2ialign.tensors.paths import FlowPath
+from t2ialign_diffusers.guided import GuidedBackend
+from t2ialign_diffusers.scheduler import dynamic_shift, flow_path
 from t2ialign_sd.config import FluxConfig
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from safetensors.torch import load_file
 
 from t2ialign import UsageError, checkpoints
-from t2ialign.diffusers_backend import quiet_libraries
-from t2ialign.diffusers_folder import is_complete
-from t2ialign.diffusers_scheduler import vp_path
-from t2ialign.paths import VPPath
+from t2ialign.tensors.paths import VPPath
+from t2ialign_diffusers.backend import quiet_libraries
+from t2ialign_diffusers.folder import is_complete
+from t2ialign_diffusers.scheduler import vp_path
 from t2ialign_sd.config import HyperSdConfig
 from t2ialign_sd.unet import StableDiffusionXL
 

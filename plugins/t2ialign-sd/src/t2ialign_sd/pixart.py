@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from t2ialign import BackendInfo, UsageError, checkpoints
-from t2ialign.diffusers_backend import LORA_FILE, quiet_libraries
-from t2ialign.diffusers_folder import check_weights, read_json
-from t2ialign.diffusers_scheduler import vp_path
-from t2ialign.embeds import Row
-from t2ialign.guided import GuidedBackend
-from t2ialign.lora import move_adapters
-from t2ialign.lora_file import load_lora_file
-from t2ialign.paths import VPPath
+from t2ialign.lora.adapter import move_adapters
+from t2ialign.lora.file import load_lora_file
+from t2ialign.storage.embeds import Row
+from t2ialign.tensors.paths import VPPath
+from t2ialign_diffusers.backend import LORA_FILE, quiet_libraries
+from t2ialign_diffusers.folder import check_weights, read_json
+from t2ialign_diffusers.guided import GuidedBackend
+from t2ialign_diffusers.scheduler import vp_path
 from t2ialign_sd.config import PixArtDmdConfig
 
 
@@ -101,7 +101,7 @@ class PixArtDmd(GuidedBackend):
         return f"""\
 import torch
 from diffusers import DDPMScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
-from t2ialign.lora_file import load_lora_file  # PixArtAlphaPipeline has no load_lora_weights
+from t2ialign.lora.file import load_lora_file  # PixArtAlphaPipeline has no load_lora_weights
 
 transformer = PixArtTransformer2DModel.from_pretrained("{student}", subfolder="transformer")
 load_lora_file(transformer, "{LORA_FILE}")  # of the folder of this file

@@ -1,8 +1,8 @@
 """What this package registers; imports no torch."""
 
 from t2ialign import hookimpl
-from t2ialign.diffusers_config import GuidedConfig
 from t2ialign.hookspecs import Register
+from t2ialign_diffusers.config import GuidedConfig
 from t2ialign_sd import config
 
 #: kind, class in this package, options, summary, what the checkpoint was trained for.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from t2ialign import BackendInfo
-from t2ialign.diffusers_scheduler import flow_path
-from t2ialign.embeds import Row
-from t2ialign.guided import GuidedBackend
-from t2ialign.paths import FlowPath
+from t2ialign.storage.embeds import Row
+from t2ialign.tensors.paths import FlowPath
+from t2ialign_diffusers.guided import GuidedBackend
+from t2ialign_diffusers.scheduler import flow_path
 from t2ialign_sd.config import Sd3Config
 
 

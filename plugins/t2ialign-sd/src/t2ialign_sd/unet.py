@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from t2ialign import BackendInfo
-from t2ialign.conditioning import Conditioning
-from t2ialign.diffusers_folder import read_json
-from t2ialign.diffusers_scheduler import vp_path
-from t2ialign.embeds import Row
-from t2ialign.guided import GuidedBackend
-from t2ialign.paths import VPPath
+from t2ialign.storage.embeds import Row
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.paths import VPPath
+from t2ialign_diffusers.folder import read_json
+from t2ialign_diffusers.guided import GuidedBackend
+from t2ialign_diffusers.scheduler import vp_path
 from t2ialign_sd.config import UnetConfig
 
 

@@ -14,7 +14,6 @@ generated objects apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,33 +21,14 @@ from torch.nn.functional import max_pool2d
 
 from t2ialign_shapes import judge
 from t2ialign_shapes.captions import COLORS, Caption
+from t2ialign_shapes.detections import MAX_DETECTIONS, Detections
 from t2ialign_shapes.world import BACKGROUND_RGB, OBJECT_RGB, SIGNED_DISTANCES, SIZE, pixel_grid
 
-MAX_DETECTIONS = 6
 MIN_AREA = 10
 MAX_ASPECT = 2.2
 MIN_OVERLAP = 0.6
 EDGE_SLOPE = 0.8
 """Coverage per pixel at a template's edge; a little softer than a clean render's 1."""
-
-
-@dataclass(slots=True)
-class Detections:
-    """What a batch of B pictures shows: up to K = MAX_DETECTIONS objects each, largest first.
-
-    Attributes:
-        present: bool [B, K], whether the slot holds an object.
-        shapes: int64 [B, K], index into `captions.SHAPES`.
-        colors: int64 [B, K], index into `captions.COLORS`.
-        centers: float32 [B, K, 2], x and y in pixels.
-        background: int64 [B], index into `captions.BACKGROUNDS`.
-    """
-
-    present: Tensor
-    shapes: Tensor
-    colors: Tensor
-    centers: Tensor
-    background: Tensor
 
 
 def check(images: Tensor, captions: Sequence[Caption]) -> Tensor:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from t2ialign_shapes.captions import BACKGROUNDS, COLORS, RELATIONS, SHAPES, Caption
+from t2ialign_shapes.detections import Detections
 from t2ialign_shapes.layout import Layout, index_of
-
-if TYPE_CHECKING:
-    from t2ialign_shapes.detector import Detections
 
 MIN_OFFSET = 2.0
 """Pixels by which centres must differ before one object counts as beside another."""
@@ -76,8 +73,6 @@ def require(captions: Sequence[Caption], device: torch.device | str = "cpu") -> 
 
 def expect(layout: Layout) -> Detections:
     """What a perfect detector would report for rendered layouts."""
-    from t2ialign_shapes.detector import Detections
-
     return Detections(layout.present, layout.shapes, layout.colors, layout.centers, layout.background)
 
 

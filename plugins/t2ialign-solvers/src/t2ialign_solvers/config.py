@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from t2ialign import Requirements, SamplerConfig
-from t2ialign.checkpoints import local_path
 from t2ialign.config import CHECKPOINT
+from t2ialign.spec.checkpoints import local_path
 
 Schedule = Literal["native", "polynomial", "logsnr", "time_uniform", "discrete", "flowmatch"]
 

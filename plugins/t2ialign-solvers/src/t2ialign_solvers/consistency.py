@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from t2ialign import Prediction, StepSampler
-from t2ialign.paths import DiffusionPath
+from t2ialign.tensors.paths import DiffusionPath
 from t2ialign_solvers.config import ConsistencyConfig
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from t2ialign import Prediction, StepSampler
-from t2ialign.paths import DiffusionPath
+from t2ialign.tensors.paths import DiffusionPath
 from t2ialign_solvers import schedules
 from t2ialign_solvers.config import DdimConfig
 

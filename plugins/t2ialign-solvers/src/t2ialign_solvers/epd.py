@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from t2ialign.batching import split
-from t2ialign.paths import DiffusionPath
+from t2ialign.tensors.batching import split
+from t2ialign.tensors.paths import DiffusionPath
 from t2ialign_solvers import schedules
 from t2ialign_solvers.config import EpdConfig
 from t2ialign_solvers.ode import Ode, OdeSampler, adams_bashforth, column

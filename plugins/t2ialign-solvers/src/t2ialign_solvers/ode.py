@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from t2ialign import Denoiser, Prediction, Sampler, SamplerConfig
-from t2ialign.paths import DiffusionPath
+from t2ialign.tensors.paths import DiffusionPath
 from t2ialign_solvers import schedules
 from t2ialign_solvers.config import OdeConfig
 

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from t2ialign import Denoiser, Sampler, UsageError, seeding
-from t2ialign.parameterisation import to_output
-from t2ialign.plugins import nearest
+from t2ialign.errors import nearest
 from t2ialign_solvers.config import DiffusersConfig
 
 
@@ -20,6 +19,8 @@ class DiffusersScheduler(Sampler):
 
     def sample(self, denoiser: Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         scheduler = self.build(denoiser.path.scheduler_config)
+        from t2ialign_diffusers.parameterisation import to_output
+
         kind = scheduler.config.get("prediction_type", "flow_prediction")
         arguments: dict[str, Any] = {}
         if seeds is not None and "generator" in scheduler.step.__code__.co_varnames:
@@ -37,9 +38,15 @@ class DiffusersScheduler(Sampler):
         """The scheduler, set up as the checkpoint says and then as the spec says.
 
         Raises:
-            UsageError: no such class, an option that it refuses, or a backend without a scheduler configuration.
+            UsageError: no such class, an option that it refuses, a backend without a scheduler configuration, or no
+                diffusers.
         """
-        import diffusers
+        try:
+            import diffusers
+
+            import t2ialign_diffusers  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise UsageError("sampler.kind = 'diffusers' needs the package t2ialign-diffusers") from error
 
         name = self.config.scheduler
         known = [known for known in dir(diffusers) if known.endswith("Scheduler")]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from t2ialign import UsageError
-from t2ialign.paths import DiffusionPath, FlowPath
+from t2ialign.tensors.paths import DiffusionPath, FlowPath
 from t2ialign_solvers.config import ScheduleConfig
 
 

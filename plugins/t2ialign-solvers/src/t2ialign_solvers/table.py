@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from t2ialign import UsageError, files
-from t2ialign.checkpoints import local_path
+from t2ialign import UsageError
+from t2ialign.spec.checkpoints import local_path
+from t2ialign.storage import files
 from t2ialign_solvers.config import Schedule
 
 FORMAT = "t2ialign-solver-table/1"

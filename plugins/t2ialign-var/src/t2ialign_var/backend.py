@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from t2ialign import Backend, BackendInfo, Sampler, checkpoints
-from t2ialign.conditioning import Conditioning
-from t2ialign.export import FILE
-from t2ialign.lora_file import load_lora_file
+from t2ialign.lora.file import FILE, load_lora_file
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_var.classes import imagenet, read_classes
 from t2ialign_var.config import VarConfig
 from t2ialign_var.loading import check_depth, fill, read_sizes, read_tensors

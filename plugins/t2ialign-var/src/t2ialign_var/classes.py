@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from t2ialign import UsageError, prompts
-from t2ialign.plugins import nearest
+from t2ialign import UsageError
+from t2ialign.errors import nearest
+from t2ialign.spec import prompts
 
 PHOTO = "a photo of "
 IMAGENET = Path(__file__).with_name("imagenet.txt")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from t2ialign import BackendInfo, UsageError, checkpoints
-from t2ialign.diffusers_backend import quiet_libraries
-from t2ialign.diffusers_scheduler import dynamic_shift, flow_path
-from t2ialign.embeds import Row
-from t2ialign.guided import GuidedBackend
-from t2ialign.paths import FlowPath
+from t2ialign.storage.embeds import Row
+from t2ialign.tensors.paths import FlowPath
+from t2ialign_diffusers.backend import quiet_libraries
+from t2ialign_diffusers.guided import GuidedBackend
+from t2ialign_diffusers.scheduler import dynamic_shift, flow_path
 from t2ialign_zimage.config import ZImageConfig
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from t2ialign.config import CHECKPOINT, Checkpoint
-from t2ialign.diffusers_config import GuidedConfig
+from t2ialign_diffusers.config import GuidedConfig
 
 
 class ZImageConfig(GuidedConfig):

@@ -1,0 +1,350 @@
+"""What all backends on diffusers pipelines share: loading, text encoding, decoding, LoRA files.
+
+The network and the autoencoder load on first use, and the text encoders only while they encode, so that the usual
+order (encode, then generate) never holds both.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from t2ialign import checkpoints
+from t2ialign.errors import UsageError
+from t2ialign.lora.adapter import matching, move_adapters
+from t2ialign.lora.file import component_file, load_lora_file
+from t2ialign.parts.backend import Backend
+from t2ialign.storage.embeds import EmbedsCache, Row, assemble
+from t2ialign.tensors.batching import split
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign_diffusers.compilation import compile_forward
+from t2ialign_diffusers.config import DiffusersConfig
+from t2ialign_diffusers.folder import open_checkpoint, read_json
+from t2ialign_diffusers.offload import TakingTurns
+from t2ialign_diffusers.quantization import quantize
+from t2ialign_diffusers.recompute import blocks, recompute_blocks
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+DECODER_LORA_FILE = component_file("vae")
+LORA_LINE = 'pipe.load_lora_weights(".")  # the folder of this file'
+
+
+class DiffusersBackend(Backend):
+    """A pipeline of diffusers taken apart: encode, denoise, decode, each batched and differentiable.
+
+    Subclasses set the class attributes and ``info``, and write ``encode_batch`` and ``denoiser``.
+
+    Attributes:
+        pipeline_names: pipeline classes of ``model_index.json`` that the backend understands; the first one loads it.
+        text_components: sub-folders that only encoding needs.
+        trained_component: the network that LoRA adapts, "transformer" or "unet".
+        channels_last: keep the network's weights in the memory layout that convolutions are fastest in.
+        weightless: components whose weights ``own_components`` takes from elsewhere.
+        load_options: further arguments of the pipeline's ``from_pretrained``.
+        ragged: names of the ragged conditioning tensors -> names of their masks.
+        folder: the local checkpoint.
+    """
+
+    pipeline_names: ClassVar[tuple[str, ...]]
+    text_components: ClassVar[tuple[str, ...]] = ("tokenizer", "text_encoder")
+    trained_component: ClassVar[str] = "transformer"
+    channels_last: ClassVar[bool] = False
+    weightless: tuple[str, ...] = ()
+    load_options: ClassVar[dict[str, Any]] = {}
+    ragged: ClassVar[dict[str, str]] = {}
+    encode_micro_batch: ClassVar[int] = 8
+
+    def __init__(self, config: DiffusersConfig, device: torch.device | str = "cpu") -> None:
+        """Find and check the checkpoint; no weight is loaded yet.
+
+        Raises:
+            UsageError: the checkpoint is missing, incomplete or of another pipeline.
+        """
+        super().__init__(config, device)
+        self.turns: TakingTurns | None = None
+        self._component_configs: dict[str, dict[str, Any]] = {}
+        parts = (*self.text_components, self.trained_component, "vae", "scheduler")
+        self.folder = open_checkpoint(
+            config.checkpoint, config.revision, self.pipeline_names, parts, self.weightless, config.variant
+        )
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline without its text encoders, on the device, frozen; loaded on first use."""
+        dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
+        pipeline = self._load(self.text_components, dtypes, **self.own_components())
+        parts = {"network": getattr(pipeline, self.trained_component), "decoder": pipeline.vae}
+        if self.channels_last:
+            parts["network"].to(memory_format=torch.channels_last)
+        if self.config.quantization:
+            quantize(parts["network"], self.config.quantization)
+        for module in parts.values():
+            module.eval().requires_grad_(False)
+        self._place(**parts)
+        for part, module in parts.items():
+            if part in self.config.gradient_checkpointing:
+                recompute_blocks(module)
+        if self.config.vae_slicing:
+            pipeline.vae.enable_slicing()
+        if self.config.vae_tiling:
+            pipeline.vae.enable_tiling()
+        if self.config.compile != "none":
+            for module in (parts["network"], pipeline.vae.decoder):  # the decoder, for nobody calls the autoencoder
+                compile_forward(module, self.config.compile)
+        return pipeline
+
+    def _place(self, network: nn.Module, decoder: Any) -> None:
+        """Bring both to the device, or let them take turns there."""
+        if self.config.offload == "none":
+            network.to(self.device)
+            decoder.to(self.device)
+            return
+        units = blocks(network) if self.config.offload == "blocks" else [network]
+        self.turns = TakingTurns([network, decoder], [*units, decoder.encoder, decoder.decoder], self.device)
+
+    def own_components(self) -> dict[str, Any]:
+        """Components that replace the checkpoint's own."""
+        return {}
+
+    @property
+    def trainable(self) -> nn.Module:
+        return getattr(self.pipeline, self.trained_component)
+
+    @property
+    def adapted(self) -> nn.Module:
+        """The trained network; with ``lora_decoder`` also "vae", of which only the decoder draws images.
+
+        Raises:
+            UsageError: no layer of the decoder has the name of a target.
+        """
+        if not self.config.lora_decoder:
+            return self.trainable
+        decoder = self.pipeline.vae.decoder
+        targets = self.config.lora.targets or self.config.lora_targets()
+        if not matching([name for name, _ in decoder.named_modules()], targets):
+            raise UsageError("backend.lora_decoder: no layer of the decoder has the name of a target of backend.lora")
+        return nn.ModuleDict({self.trained_component: self.trainable, "vae": nn.ModuleDict({"decoder": decoder})})
+
+    @property
+    def network_dtype(self) -> torch.dtype:
+        """Dtype of the trained network."""
+        return getattr(torch, self.config.dtype)
+
+    @property
+    def stable_dtype(self) -> str:
+        """Dtype of text encoders and autoencoders, which overflow in float16."""
+        return "float32" if self.config.dtype == "float16" else self.config.dtype
+
+    def component_config(self, name: str) -> dict[str, Any]:
+        """The JSON settings of a component."""
+        if name not in self._component_configs:
+            file = f"{name}_config.json" if name in ("scheduler", "tokenizer") else "config.json"
+            self._component_configs[name] = read_json(self.folder / name / file)
+        return self._component_configs[name]
+
+    # Text
+
+    @abstractmethod
+    def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
+        """Rows of a micro-batch of prompts, without padding; ``pipeline`` holds only the text components."""
+
+    def encoding(self) -> dict[str, Any]:
+        """JSON options of this backend that change an embedding."""
+        return {}
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        cache = EmbedsCache(
+            {
+                "pipeline": self.pipeline_names[0],
+                "encoder": checkpoints.fingerprint(self.folder, self.text_components),
+                "variant": self.config.variant,
+                "dtype": self.stable_dtype,
+                "options": self.encoding(),
+                "versions": {name: importlib.metadata.version(name) for name in ("diffusers", "transformers")},
+            }
+        )
+        return assemble(prompts, cache.fetch(prompts, self._encode_missing), self.ragged).to(self.device)
+
+    @torch.no_grad()
+    def _encode_missing(self, prompts: list[str]) -> Iterator[Row]:
+        """Load the text encoders, encode, and drop them; anything loaded before waits on the CPU meanwhile."""
+        with self.parked():
+            others = (self.trained_component, "vae")
+            pipeline = self._load(others, {"default": self.stable_dtype}).to(self.device)
+            for part in split(len(prompts), self.encode_micro_batch):
+                with quiet_libraries():
+                    rows = self.encode_batch(pipeline, prompts[part])
+                yield from rows
+            del pipeline
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """Inside, network and autoencoder wait on the CPU if they are loaded."""
+        if self.turns:
+            self.turns.put_back()
+            yield
+            return
+        modules = [self.trainable, self.pipeline.vae] if "pipeline" in self.__dict__ else []
+        for module in modules:
+            module.to("cpu")
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.to(self.device)
+
+    # Images
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent cell along one axis."""
+        config = self.component_config("vae")
+        channels = config.get("encoder_block_out_channels") or config["block_out_channels"]
+        return 2 ** (len(channels) - 1)
+
+    def latent_side(self, default: int) -> int:
+        """Latent cells along one axis for ``config.image_size`` (``default`` where it is None).
+
+        Raises:
+            UsageError: the image size is no multiple of the autoencoder's factor.
+        """
+        size = self.config.image_size
+        if size is None:
+            return default
+        if size % self.vae_factor:
+            raise UsageError(f"backend.image_size = {size}: must be a multiple of {self.vae_factor}")
+        return size // self.vae_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
+        pixels = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+    # LoRA
+
+    def load_lora(self, folder: Path) -> None:
+        """Load with the pipeline's own ``load_lora_weights``, and make sure that every tensor of the file was taken.
+
+        A LoRA of the decoder beside it is loaded with ``load_lora_file``.
+
+        Raises:
+            UsageError: no LoRA file, or tensors that this network does not take (diffusers would only warn).
+        """
+        file = folder / LORA_FILE
+        if not file.is_file():
+            raise UsageError(f"no {LORA_FILE} in {folder}")
+        before = set(getattr(self.trainable, "peft_config", {}))
+        with safe_open(file, "pt") as stream:
+            names = list(stream.keys())
+        try:
+            with quiet_libraries():
+                self.pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+        except (ValueError, KeyError, RuntimeError) as error:
+            raise UsageError(f"{file}: diffusers cannot load this LoRA ({error})") from error
+        move_adapters(self.trainable, self.device)
+        new = set(getattr(self.trainable, "peft_config", {})) - before
+        taken = sum(not new.isdisjoint(name.split(".")) for name, _ in self.trainable.named_parameters())
+        if taken == 0 or taken != len(names):
+            raise UsageError(
+                f"{file}: {taken} of {len(names)} tensors fit {type(self.trainable).__name__}; names must be"
+                f" '{self.trained_component}.<module>.lora_A.weight' and '….lora_B.weight', not '{names[0]}'"
+            )
+        self._load_decoder_lora(folder)
+
+    def _load_decoder_lora(self, folder: Path) -> None:
+        if (folder / DECODER_LORA_FILE).is_file():
+            move_adapters(load_lora_file(self.pipeline.vae, folder / DECODER_LORA_FILE, "vae").module, self.device)
+
+    def snippet(self) -> str:
+        kind = self.config.quantization and self.config.quantization.kind
+        note = f"# The run had its base in {kind} (backend.quantization); without that, images differ a little.\n"
+        loading = self.snippet_loading() + "\n" + (note if kind else "")
+        if self.config.lora_decoder:
+            loading = f"from t2ialign.lora.file import load_lora_file\n{loading}"
+            loading += f'load_lora_file(pipe.vae, "{DECODER_LORA_FILE}", "vae")  # no pipeline loads this one\n'
+        return loading + self._snippet_call('    "a prompt"')
+
+    def noise_snippet(self, prompt: str, file: str) -> str:
+        loading = "\n".join(line for line in self.snippet_loading().splitlines() if "lora" not in line)
+        cast = "" if self.config.dtype == "float32" else f".to(torch.{self.config.dtype})"
+        noise = f'latents = load_file({json.dumps(file)})["latents"]{cast}'
+        call = self._snippet_call(f"    {json.dumps(prompt, ensure_ascii=False)},\n    latents=latents")
+        return f"from safetensors.torch import load_file\n{loading}\n{noise}\n{call}"
+
+    def _snippet_call(self, first: str) -> str:
+        arguments = "".join(f"    {name}={value!r},\n" for name, value in self.snippet_arguments().items())
+        return f"image = pipe(\n{first},\n{arguments}).images[0]\n"
+
+    def snippet_loading(self) -> str:
+        """First lines of the snippet: the pipeline with the LoRA of the current folder; needs no t2ialign."""
+        reference = self.config.checkpoint
+        imports, source = "import torch", repr(reference)
+        if reference.startswith("pkg:"):
+            package, _, inner = reference.removeprefix("pkg:").partition("/")
+            imports = "import importlib.resources\n\nimport torch"
+            source = f'importlib.resources.files("{package}") / "{inner}"'
+        return f"""\
+{imports}
+from diffusers import {self.info.pipeline}
+
+pipe = {self.info.pipeline}.from_pretrained({source}{self.snippet_edition}, dtype=torch.{self.config.dtype})
+pipe.load_lora_weights(".")  # the folder of this file"""
+
+    @property
+    def snippet_edition(self) -> str:
+        """Arguments of ``from_pretrained`` that choose between the checkpoint's editions, each after a comma."""
+        chosen = {"revision": self.config.revision, "variant": self.config.variant}
+        return "".join(f", {name}={value!r}" for name, value in chosen.items() if value)
+
+    def snippet_arguments(self) -> dict[str, Any]:
+        """Arguments of the snippet's pipeline call besides the prompt."""
+        height, width = self.info.image_size
+        return {"num_inference_steps": self.config.usual_steps, "height": height, "width": width}
+
+    def _load(self, absent: Sequence[str], dtypes: dict[str, str], **components: Any) -> Any:
+        """The pipeline with ready-made ``components``, without those in ``absent``; ``dtypes`` by component."""
+        with quiet_libraries():
+            import diffusers
+
+            return getattr(diffusers, self.pipeline_names[0]).from_pretrained(
+                self.folder,
+                dtype={name: getattr(torch, dtype) for name, dtype in dtypes.items()},
+                variant=self.config.variant,
+                local_files_only=True,
+                **self.load_options,
+                **dict.fromkeys(absent),
+                **components,
+            )
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside, diffusers and transformers show no progress bars and no notices below errors."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    levels = {module: module.get_verbosity() for module in (diffusers.utils.logging, transformers.utils.logging)}
+    for module in levels:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module, level in levels.items():
+            module.set_verbosity(level)
+            module.enable_progress_bar()

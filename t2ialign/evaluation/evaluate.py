@@ -1,0 +1,203 @@
+"""Base against tuned on the same prompts and the same noise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2ialign.evaluation.comparison import table
+from t2ialign.evaluation.counting import counting
+from t2ialign.problem.optimizer import Optimizer
+from t2ialign.problem.problem import Problem
+from t2ialign.storage import files, images
+from t2ialign.tensors import seeding
+from t2ialign.tensors.batching import split
+from t2ialign.tensors.conditioning import Conditioning
+
+Generate = Callable[[Conditioning, Sequence[int]], Tensor]
+Scores = dict[str, Tensor]
+Cost = dict[str, float]
+PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Items:
+    """The evaluated images: one row per (prompt, image), prompt-major.
+
+    Seeds depend on the evaluation seed, the prompt's text and the image's number: neither on the run's seed nor on the
+    other prompts, so that any two runs can be compared image by image.
+    """
+
+    prompts: list[str]
+    seeds: list[int]
+    prompt_index: Tensor
+
+
+def items(problem: Problem) -> Items:
+    options = problem.spec.evaluation
+    return items_of(problem.evaluation_prompts, options.images_per_prompt, options.seed)
+
+
+def items_of(prompts: Sequence[str], images_per_prompt: int, seed: int) -> Items:
+    numbers = range(images_per_prompt)
+    return Items(
+        [prompt for prompt in prompts for _ in numbers],
+        [seeding.derive(seed, "evaluation", prompt, image) for prompt in prompts for image in numbers],
+        torch.arange(len(prompts)).repeat_interleave(images_per_prompt),
+    )
+
+
+@torch.no_grad()
+def score(
+    problem: Problem,
+    variants: Mapping[str, Generate],
+    wanted: Items,
+    folder: Path | None = None,
+    tick: Callable[[int], None] = lambda n: None,
+) -> dict[str, Scores]:
+    """Generate and score all items in micro-batches, every variant on the same ones.
+
+    Args:
+        variants: name -> how it draws images.
+        folder: where to write the images as PNG, a folder per variant, if anywhere.
+        tick: called with the number of images done since the last call.
+
+    Returns:
+        variant -> reward -> raw scores (images,), on the CPU.
+    """
+    distinct = list(dict.fromkeys(wanted.prompts))
+    conditioning = problem.backend.encode(distinct)
+    row_of = {prompt: row for row, prompt in enumerate(distinct)}
+    parts: dict[str, list[Scores]] = {name: [] for name in variants}
+    per_prompt = problem.spec.evaluation.images_per_prompt
+    for rows in split(len(wanted.prompts), per_prompt * max(1, problem.micro_batch // per_prompt)):  # whole prompts
+        prompts, seeds = wanted.prompts[rows], wanted.seeds[rows]
+        part = conditioning[[row_of[prompt] for prompt in prompts]]
+        references = problem.references(part, seeds)
+        for name, generate in variants.items():
+            batch = generate(part, seeds)
+            # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
+            scores = problem.rewards.score(batch, part.prompts, references=references)
+            scores |= problem.rewards.compare(batch, part.prompts, references)
+            parts[name].append({reward: values.cpu() for reward, values in scores.items()})
+            if folder is not None:
+                _save(batch, prompts, seeds, folder / name, rows.start)
+            tick(len(prompts))
+    return {
+        name: {reward: torch.cat([part[reward] for part in chunks]) for reward in problem.rewards.reported}
+        for name, chunks in parts.items()
+    }
+
+
+def _save(batch: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path, first: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for offset, image in enumerate(batch):
+        texts = {"prompt": prompts[offset], "seed": str(seeds[offset])}
+        images.save_png(image, folder / f"{first + offset:05d}.png", texts)
+
+
+def summarise(scores: dict[str, Scores], prompt_index: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """``summary.json``: means per variant, and each further variant paired against the first.
+
+    Standard errors are taken over prompts (the images of one prompt are averaged first), since images of one prompt
+    are not independent.
+
+    Args:
+        scores: variant -> reward -> (images,); the first variant is the base.
+        prompt_index: prompt of each image.
+        names: rewards in the order of the table, the optimised ones first.
+    """
+    base, *others = scores
+    summary: dict[str, Any] = {"images": len(prompt_index), "prompts": int(prompt_index.max()) + 1}
+    summary["variants"] = {
+        variant: {
+            name: dict(zip(("mean", "se"), _mean_and_se(values[name], prompt_index), strict=True)) for name in names
+        }
+        for variant, values in scores.items()
+    }
+    summary["paired"] = {v: {n: _paired(scores[base][n], scores[v][n], prompt_index) for n in names} for v in others}
+    return summary
+
+
+@torch.no_grad()
+def cost(problem: Problem, generate: Generate, wanted: Items) -> Cost:
+    """Network evaluations of one image, counted while it is drawn, and how many of them wait for each other."""
+    with counting() as count:
+        generate(problem.backend.encode(wanted.prompts[:1]), wanted.seeds[:1])
+    return {"evaluations": count.rows, "depth": count.calls}
+
+
+def _paired(base: Tensor, other: Tensor, prompt_index: Tensor) -> dict[str, Any]:
+    difference, se = _mean_and_se(other - base, prompt_index)
+    wins = (other > base).double() + 0.5 * (other == base).double()
+    return {
+        "difference": difference,
+        "se": se,
+        "ci95": [difference - 1.96 * se, difference + 1.96 * se],
+        "win_rate": wins.mean().item(),
+    }
+
+
+def _mean_and_se(values: Tensor, prompt_index: Tensor) -> tuple[float, float]:
+    """Mean over images, standard error over prompts; images without a finite score are left out."""
+    valid = values.isfinite()
+    values, prompt_index = values[valid].double(), prompt_index[valid]
+    prompts = prompt_index.unique()
+    if len(prompts) == 0:
+        return 0.0, 0.0
+    means = torch.stack([values[prompt_index == prompt].mean() for prompt in prompts])
+    se = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return values.mean().item(), se
+
+
+def evaluate(
+    problem: Problem,
+    optimizer: Optimizer,
+    folder: Path,
+    tick: Callable[[int], None] = lambda n: None,
+    samplers: Mapping[str, Problem] | None = None,
+) -> dict[str, Any]:
+    """Evaluate base and tuned and write ``folder``: images, per-image scores, pairs picture, summary.json, table.md.
+
+    Args:
+        samplers: further variants by name: the problem, tuned weights included, with another sampler.
+    """
+    wanted = items(problem)
+
+    def base(conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        with problem.base():
+            return problem.generate(conditioning, seeds)
+
+    variants: dict[str, Generate] = {"base": base, "tuned": optimizer.generate}
+    variants |= {name: other.generate for name, other in (samplers or {}).items()}
+    with files.new_folder(folder) as new:
+        target = new if problem.spec.evaluation.save_images else None
+        scores = score(problem, variants, wanted, target, tick)
+        summary = summarise(scores, wanted.prompt_index, problem.rewards.reported)
+        if samplers:
+            summary["cost"] = {name: cost(problem, generate, wanted) for name, generate in variants.items()}
+        files.write_json(new / "summary.json", summary)
+        (new / "table.md").write_text(table(summary), encoding="utf-8")
+        with (new / "scores.jsonl").open("w", encoding="utf-8") as stream:
+            for row, (prompt, seed) in enumerate(zip(wanted.prompts, wanted.seeds, strict=True)):
+                line: dict[str, Any] = {"prompt": prompt, "seed": seed}
+                line |= {v: {n: _number(s[n][row]) for n in problem.rewards.reported} for v, s in scores.items()}
+                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        spread = torch.linspace(0, len(wanted.prompts) - 1, min(PAIRS, len(wanted.prompts))).long().tolist()
+        prompts, seeds = [wanted.prompts[i] for i in spread], [wanted.seeds[i] for i in spread]
+        conditioning = problem.backend.encode(prompts)
+        pair_rows = [generate(conditioning, seeds) for generate in variants.values()]
+        texts = {"prompts": "\n".join(prompts)}
+        images.save_png(images.grid(pair_rows, prompts, list(variants)), new / "pairs.png", texts)
+    return summary
+
+
+def _number(value: Tensor) -> float | None:
+    return value.item() if value.isfinite() else None

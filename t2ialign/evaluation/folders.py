@@ -1,0 +1,97 @@
+"""Folders of images, and which prompt each image belongs to. No torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from t2ialign.errors import UsageError
+from t2ialign.spec import prompts as prompt_files
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+#: "0007.png", "0007_a-red-cube.png", "0007-2.png"
+_NUMBERED = re.compile(r"(\d+)(?:[_\-. ].*)?")
+
+
+def find_images(place: Path, pattern: str = "*", recursive: bool = False) -> list[Path]:
+    """Image files in natural order (2 before 10); hidden files and folders are left out.
+
+    A folder in GenEval's layout (``<index>/metadata.jsonl`` beside ``<index>/samples/``) gives its samples, not the
+    grids beside them.
+
+    Args:
+        place: a folder, or one image.
+        pattern: what file names must match.
+        recursive: also look below the folder.
+
+    Raises:
+        UsageError: no such place, or no image in it.
+    """
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise UsageError(f"{place}: no such folder or image")
+    if any(place.glob("*/metadata.jsonl")):
+        found: Iterable[Path] = place.glob(f"*/samples/{pattern}")
+    else:
+        found = place.rglob(pattern) if recursive else place.glob(pattern)
+    images = [path for path in found if path.suffix.lower() in SUFFIXES and not _hidden(path.relative_to(place))]
+    if not images:
+        below = "" if recursive else "; --recursive looks below it"
+        raise UsageError(f"no image in {place} matches '{pattern}' ({', '.join(sorted(SUFFIXES))}){below}")
+    return sorted(images, key=lambda path: _natural(path.relative_to(place).as_posix()))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def match_prompts(images: Sequence[Path], prompt_file: Path) -> list[str]:
+    """One prompt of a file per image: by the number that all names start with, else by position.
+
+    Numbers count from 0, as PartiPrompts' ``0007_slug.png`` and GenEval's ``00007/samples/`` do.
+
+    Raises:
+        UsageError: a number beyond the file, or no numbers and another count than the prompts'.
+    """
+    prompts = prompt_files.read(prompt_file)
+    numbers = [number for image in images if (number := _number(image)) is not None]
+    if len(numbers) == len(images):
+        for image, number in zip(images, numbers, strict=True):
+            if number >= len(prompts):
+                raise UsageError(f"{image} is number {number}, and {prompt_file} has prompts 0 to {len(prompts) - 1}")
+        return [prompts[number] for number in numbers]
+    if len(images) == len(prompts):
+        return prompts
+    unnumbered = next(image for image in images if _number(image) is None)
+    raise UsageError(
+        f"{len(images)} images and {len(prompts)} prompts in {prompt_file}: give one prompt per image, or file names"
+        f" that start with the prompt's number ('{unnumbered.name}' does not)"
+    )
+
+
+def _number(image: Path) -> int | None:
+    name = image.parent.parent.name if image.parent.name == "samples" else image.stem
+    found = _NUMBERED.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def geneval_prompt(image: Path) -> str | None:
+    """The prompt in GenEval's ``<index>/metadata.jsonl`` of an image in ``<index>/samples/``; None where there is none.
+
+    Raises:
+        UsageError: the file is there and has no prompt.
+    """
+    file = image.parent.parent / "metadata.jsonl"
+    if image.parent.name != "samples" or not file.is_file():
+        return None
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8").splitlines()[0])["prompt"])
+    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
+        raise UsageError(f'{file}: the first line is no JSON object with a "prompt"') from error

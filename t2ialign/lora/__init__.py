@@ -1,0 +1,1 @@
+"""The low-rank adapter, its files, and the proof that an exported file works."""

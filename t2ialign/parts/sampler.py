@@ -1,0 +1,69 @@
+"""Ways from noise to latents."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar
+
+from t2ialign.config import SamplerConfig
+from t2ialign.declaration import Part
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from t2ialign.parts.denoiser import Denoiser
+    from t2ialign.tensors.paths import DiffusionPath, Prediction
+
+
+class Sampler(Part, ABC):
+    """From initial noise to clean latents."""
+
+    Config: ClassVar[type[SamplerConfig]] = SamplerConfig
+
+    @abstractmethod
+    def sample(self, denoiser: Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """Integrate from noise to x0.
+
+        Args:
+            denoiser: bound to B rows of conditioning.
+            noise: unit Gaussian (B, *latent_shape), float32; gradients flow through it.
+            seeds: one per image, for stochastic samplers: draw with ``t2ialign.seeding.normal``, so that
+                an image does not depend on its batch.
+
+        Returns:
+            Clean latents (B, *latent_shape), float32.
+        """
+
+
+class StepSampler(Sampler):
+    """A sampler whose every step is a Gaussian transition, so that optimizers can search or take log-probabilities.
+
+    A deterministic step has std 0. Subclasses give the time grid and the transition; the loop is here.
+    """
+
+    @abstractmethod
+    def times(self, path: DiffusionPath) -> Tensor:
+        """Descending path times, float32 (steps + 1,)."""
+
+    @abstractmethod
+    def transition(
+        self, path: DiffusionPath, x: Tensor, prediction: Prediction, t: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean (B, ...) and standard deviation (scalar or (B, 1, ...)) of x_s given x_t and the prediction there."""
+
+    def sample(self, denoiser: Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        from t2ialign.tensors import seeding
+
+        times = self.times(denoiser.path).to(noise.device)
+        x = denoiser.path.prior(noise, times[0])
+        for i, (t, s) in enumerate(pairwise(times)):
+            mean, std = self.transition(denoiser.path, x, denoiser(x, t), t, s)
+            if bool((std > 0).any()):
+                if seeds is None:
+                    raise ValueError("a stochastic sampler needs one seed per image")
+                step_seeds = [seeding.derive(seed, "sampler", i) for seed in seeds]
+                mean = mean + std * seeding.normal(step_seeds, noise.shape[1:], noise.device)
+            x = mean
+        return x

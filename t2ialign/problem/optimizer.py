@@ -1,0 +1,92 @@
+"""Alignment algorithms: they stand above the problem that they work on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from t2ialign.declaration import Part
+from t2ialign.spec.model import OptimizerConfig
+from t2ialign.tensors.state import State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from t2ialign.problem.problem import Problem
+    from t2ialign.tensors.conditioning import Conditioning
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step reports.
+
+    Attributes:
+        metrics: flat name -> number; deterministic (no times), so that a resumed run writes the same lines.
+        images: a few images worth a look (B, 3, H, W), or None.
+    """
+
+    metrics: dict[str, float]
+    images: Tensor | None = None
+
+
+class Optimizer(Part, ABC):
+    """An alignment algorithm.
+
+    Step ``i`` is a function of (spec, state, i): all randomness comes from ``t2ialign.seeding``.
+    """
+
+    Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
+    problem: Problem
+
+    def setup(self, problem: Problem) -> None:
+        """Take the assembled problem; allocate state."""
+        self.problem = problem
+
+    @abstractmethod
+    def step(self, index: int) -> StepResult:
+        """Do step ``index`` (from 0)."""
+
+    @abstractmethod
+    def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        """Images as the run delivers them now: with the LoRA, the optimised noise, the solver table."""
+
+    @abstractmethod
+    def state(self) -> State:
+        """Everything a resumed run needs."""
+
+    @abstractmethod
+    def load_state(self, state: State) -> None:
+        """Continue from ``state()``."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> None:
+        """Write what the run delivers, and prove that it loads and gives the same images."""
+
+
+class LoraOptimizer(Optimizer):
+    """An optimizer whose result is the problem's LoRA: generation, state and export follow from that."""
+
+    def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        return self.problem.generate(conditioning, seeds)
+
+    def state(self) -> State:
+        return State({name: p.detach().cpu().clone() for name, p in self.problem.adapter.parameters().items()})
+
+    def load_state(self, state: State) -> None:
+        self.problem.adapter.load(state.tensors)
+
+    def export(self, folder: Path) -> None:
+        from t2ialign.problem.export import export_lora
+
+        export_lora(self.problem, folder)
+
+
+def load_optimizer(problem: Problem) -> Optimizer:
+    """The spec's optimizer, set up on the problem."""
+    chosen = problem.spec.optimizer
+    optimizer: Optimizer = chosen.declaration.load()(chosen.config, problem.device)
+    optimizer.setup(problem)
+    return optimizer

@@ -1,0 +1,192 @@
+"""The assembled run: backend, sampler, rewards and prompts wired together, and every seed they use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from t2ialign.lora.adapter import Adapter, move_adapters
+from t2ialign.parts.backend import Backend
+from t2ialign.parts.sampler import Sampler
+from t2ialign.problem.mix import MixedReward, RewardMix
+from t2ialign.spec import prompts
+from t2ialign.spec.model import Chosen, Spec
+from t2ialign.spec.parse import parse_sampler
+from t2ialign.tensors import distributed, seeding
+from t2ialign.tensors.batching import split, with_oom_retry
+from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.distributed import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The prompts and images of one step, the same for everyone who looks at that step.
+
+    Attributes:
+        prompts: indices of the drawn prompts, distinct while there are enough.
+        conditioning: one row per image, prompt-major: the images of a prompt are neighbours.
+        seeds: one per image.
+        prompt_index: position in ``prompts`` of each image (rows,).
+    """
+
+    prompts: list[int]
+    conditioning: Conditioning
+    seeds: list[int]
+    prompt_index: Tensor
+
+
+@dataclass
+class Problem:
+    """Everything an optimizer works on.
+
+    Attributes:
+        prompts: the training prompts.
+        conditioning: their encodings, one row per prompt.
+        output: where an optimizer may put what is finished while the run goes on; None outside a run directory.
+        micro_batch: images per forward pass.
+    """
+
+    spec: Spec
+    backend: Backend
+    sampler: Sampler | None
+    rewards: RewardMix
+    prompts: list[str]
+    conditioning: Conditioning
+    device: torch.device
+    world: World = field(default_factory=World)
+    lora: Adapter | None = None
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.micro_batch = self.spec.run.micro_batch
+
+    @property
+    def adapter(self) -> Adapter:
+        """The attached LoRA; optimizers that require "lora" always have one."""
+        if self.lora is None:
+            raise RuntimeError("no LoRA is attached: the optimizer does not declare that it requires 'lora'")
+        return self.lora
+
+    def base(self) -> AbstractContextManager[None]:
+        """Context in which the backend is the frozen base model."""
+        return self.lora.disabled() if self.lora else nullcontext()
+
+    def draw(self, step: int) -> Batch:
+        """The prompts and seeds of a step, a function of (run seed, step) alone."""
+        seed, options = self.spec.run.seed, self.spec.prompts
+        chosen = seeding.choose(seeding.derive(seed, "prompts", step), len(self.prompts), options.per_step)
+        index = torch.arange(len(chosen)).repeat_interleave(options.images_per_prompt)
+        seeds = [
+            seeding.derive(seed, "image", step, position, image)
+            for position in range(len(chosen))
+            for image in range(options.images_per_prompt)
+        ]
+        return Batch(chosen, self.conditioning[torch.tensor(chosen)[index]], seeds, index.to(self.device))
+
+    def render(self, conditioning: Conditioning, seeds: Sequence[int], noise: Tensor | None = None) -> Tensor:
+        """Images in one pass, with gradients if they are enabled."""
+        return self.backend.generate(conditioning, seeds, self.sampler, noise)
+
+    @torch.no_grad()
+    def generate(self, conditioning: Conditioning, seeds: Sequence[int], noise: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) in micro-batches, without gradients; a micro-batch that does not fit is halved."""
+
+        def part(rows: slice) -> Tensor:
+            return self.render(conditioning[rows], seeds[rows], None if noise is None else noise[rows])
+
+        def run(micro_batch: int) -> Tensor:
+            return torch.cat([part(rows) for rows in split(len(conditioning), micro_batch)])
+
+        images, self.micro_batch = with_oom_retry(run, self.micro_batch)
+        return images
+
+    def references(
+        self, conditioning: Conditioning, seeds: Sequence[int], optimised_only: bool = False
+    ) -> dict[str, Tensor]:
+        """Reference images (B, 3, H, W) by reward, for the rewards that compare with some: the base model's."""
+        wanted = [part for part in self.rewards.references if part.mix.weight != 0 or not optimised_only]
+        with self.base():
+            return {
+                part.name: self.with_sampler(parse_sampler(part.reward.config.sampler)).generate(conditioning, seeds)
+                for part in wanted
+            }
+
+    def with_sampler(self, chosen: Chosen) -> Problem:
+        """The same problem with another sampler."""
+        return replace(self, sampler=load_sampler(chosen, self.device))
+
+    @cached_property
+    def evaluation_prompts(self) -> list[str]:
+        found = prompts.read(self.spec.evaluation_file())
+        return found[: self.spec.evaluation.limit]
+
+
+def assemble(
+    spec: Spec, world: World | None = None, report: Callable[[str], None] = log.info, output: Path | None = None
+) -> Problem:
+    """Load everything that a spec names.
+
+    Args:
+        spec: a validated spec.
+        world: this process among its peers.
+        report: called with one line before each stage that may take a while.
+        output: see ``Problem``.
+
+    Raises:
+        UsageError: a checkpoint or a LoRA target is not usable.
+    """
+    device = distributed.device(spec.run.device)
+    report(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
+    backend: Backend = spec.backend.declaration.load()(spec.backend.config, device)
+    sampler = load_sampler(spec.sampler, device) if spec.sampler else None
+    training = prompts.read(spec.prompt_file())
+    report(f"encoding {len(training)} prompts")
+    problem = Problem(
+        spec,
+        backend,
+        sampler,
+        RewardMix([]),
+        training,
+        backend.encode(training),
+        device,
+        world or World(),
+        output=output,
+    )
+    if spec.uses_lora:
+        report("attaching the LoRA")
+        problem.lora = attach_lora(problem)
+    report("loading rewards: " + ", ".join(reward.name for reward in spec.rewards))
+    problem.rewards = load_rewards(spec, device)
+    return problem
+
+
+def load_sampler(chosen: Chosen, device: torch.device) -> Sampler:
+    sampler: Sampler = chosen.declaration.load()(chosen.config, device)
+    return sampler
+
+
+def attach_lora(problem: Problem) -> Adapter:
+    """Attach the spec's LoRA; with init = "activations" generate some images to start A from."""
+    config, seed = problem.spec.backend_config, problem.spec.run.seed
+    adapter = Adapter(problem.backend.adapted, config.lora, config.lora.targets or config.lora_targets(), seed)
+    move_adapters(adapter.module, problem.device)
+    if config.lora.init == "activations":
+        count = min(config.lora.init_prompts, len(problem.prompts))
+        chosen = seeding.choose(seeding.derive(seed, "lora-prompts"), len(problem.prompts), count)
+        seeds = [seeding.derive(seed, "lora-image", position) for position in range(count)]
+        adapter.start_from_activations(lambda: problem.generate(problem.conditioning[chosen], seeds))
+    return adapter
+
+
+def load_rewards(spec: Spec, device: torch.device) -> RewardMix:
+    parts = [MixedReward(r.name, r.declaration.load()(r.config, device), r.mix) for r in spec.rewards]
+    return RewardMix(parts, drop_nonfinite=spec.run.nonfinite == "drop")

@@ -1,0 +1,1 @@
+"""The run loop, and what a person sees of it."""

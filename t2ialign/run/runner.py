@@ -1,0 +1,240 @@
+"""The run loop: steps, grids, checkpoints, evaluation, export; and how a killed run goes on."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t2ialign.errors import RewardError, T2IAlignError, UsageError
+from t2ialign.evaluation.evaluate import evaluate, items, score, summarise
+from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
+from t2ialign.problem.problem import Problem, assemble
+from t2ialign.report import page as report
+from t2ialign.run.display import Display
+from t2ialign.spec.model import Chosen, Spec
+from t2ialign.storage import files, images
+from t2ialign.storage.run_directory import RunDir
+from t2ialign.tensors import distributed
+
+
+class Interrupted(T2IAlignError):
+    """The user (or the cluster) asked the run to stop; a checkpoint was written."""
+
+    exit_code = 130
+
+
+def start(spec: Spec, display: Display | None = None) -> RunDir:
+    """Run a spec from step 0 in a new run directory."""
+    world = distributed.join()
+    run = RunDir(Path(world.share(str(RunDir.create(spec).path) if world.is_main else "")))
+    try:
+        return _go(run, spec, world, display)
+    except UsageError:  # something that only the loaded model could tell; a run that never began leaves nothing
+        if world.is_main and not run.metrics():
+            shutil.rmtree(run.path)
+        raise
+
+
+def resume(path: Path, display: Display | None = None) -> RunDir:
+    """Continue a run from its newest checkpoint; the result equals that of a run that was never stopped."""
+    run = RunDir.open(path)
+    return _go(run, run.spec(), distributed.join(), display)
+
+
+def restore(path: Path, step: int | None = None, display: Display | None = None) -> tuple[RunDir, Problem, Optimizer]:
+    """A run's problem and optimizer as they were at a checkpoint, for evaluation and export.
+
+    Raises:
+        UsageError: the run has no checkpoint (of that step).
+    """
+    run = RunDir.open(path)
+    saved = run.load_checkpoint(step)
+    if saved is None:
+        raise UsageError(f"{path} has no checkpoint yet")
+    problem = assemble(run.spec(), report=(display or Display()).say, output=run.output)
+    optimizer = load_optimizer(problem)
+    optimizer.load_state(saved[1])
+    return run, problem, optimizer
+
+
+def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | None) -> RunDir:
+    display = display or Display(quiet=not world.is_main)
+    display.say(f"run directory: {run.path}")
+    problem = assemble(spec, world, display.say, run.output)
+    optimizer = load_optimizer(problem)
+    saved = run.load_checkpoint()
+    first = 0
+    if saved is not None:
+        first, state = saved
+        optimizer.load_state(state)
+        display.say(f"resuming after step {first}")
+    if world.is_main:
+        run.rewind(first)
+    try:
+        _Loop(run, problem, optimizer, display).run(first)
+    except RewardError as error:
+        if error.image is not None and world.is_main:
+            images.save_png(error.image, run.path / "nonfinite.png")
+        raise
+    return run
+
+
+class _Loop:
+    """One process's pass over the steps."""
+
+    def __init__(self, run: RunDir, problem: Problem, optimizer: Optimizer, display: Display) -> None:
+        self.run_dir, self.problem, self.optimizer, self.display = run, problem, optimizer, display
+        self.spec, self.main = problem.spec, problem.world.is_main
+        self.plan = problem.spec.optimizer_config.plan(problem.spec)
+
+    def run(self, first: int) -> None:
+        if self.main and first == 0:
+            self._grid(0)
+        trend = _Trend(self.problem.rewards.names)
+        with _stop_requests() as stop, self.display.bar("step", self.plan.steps, first) as bar:
+            for index in range(first, self.plan.steps):
+                started = time.monotonic()
+                result = self.optimizer.step(index)
+                seconds = time.monotonic() - started
+                self._after(index + 1, result, seconds)
+                bar.advance(
+                    note=trend.note(result.metrics, self.plan.images_per_step / seconds, _memory(self.problem.device))
+                )
+                if stop.requested and index + 1 < self.plan.steps:
+                    self._checkpoint(index + 1)
+                    raise Interrupted(
+                        f"stopped after step {index + 1}; continue with: t2ialign resume {self.run_dir.path}"
+                    )
+        self._finish()
+
+    def _after(self, done: int, result: StepResult, seconds: float) -> None:
+        """Bookkeeping after ``done`` steps. Metrics are written before the checkpoint that covers them."""
+        last = done == self.plan.steps
+        metrics = dict(result.metrics)
+        every = self.spec.evaluation.every
+        if self.main and every and done % every == 0 and not last:
+            metrics |= self._held_out()
+        if self.main and (last or (self.spec.samples.every and done % self.spec.samples.every == 0)):
+            self._grid(done)
+        if self.main:
+            timing = {
+                "seconds": seconds,
+                "images_per_second": self.plan.images_per_step / seconds,
+                "peak_memory_mb": _memory(self.problem.device),
+            }
+            self.run_dir.log(done, metrics, timing)
+        if last or done % self.spec.run.checkpoint_every == 0:
+            self._checkpoint(done)
+
+    def _checkpoint(self, done: int) -> None:
+        if self.main:
+            self.run_dir.save_checkpoint(done, self.optimizer.state(), self.spec.run.keep_checkpoints)
+        self.problem.world.barrier()
+
+    def _held_out(self) -> dict[str, float]:
+        """Mean of every reward on the evaluation prompts, as the run delivers images now."""
+        wanted = items(self.problem)
+        scores = score(self.problem, {"tuned": self.optimizer.generate}, wanted)
+        names = self.problem.rewards.reported
+        means = summarise(scores, wanted.prompt_index, names)["variants"]["tuned"]
+        return {f"evaluation/{name}": means[name]["mean"] for name in names}
+
+    @torch.no_grad()
+    def _grid(self, done: int) -> None:
+        """Some of the evaluated images, as the run delivers them after ``done`` steps."""
+        wanted, count = items(self.problem), len(self.problem.evaluation_prompts)
+        spread = torch.linspace(0, count - 1, min(self.spec.samples.count, count)).long()
+        rows = (spread * self.spec.evaluation.images_per_prompt).tolist()
+        prompts, seeds = [wanted.prompts[row] for row in rows], [wanted.seeds[row] for row in rows]
+        pictures = self.optimizer.generate(self.problem.backend.encode(prompts), seeds)
+        path = self.run_dir.path / "samples" / f"step-{done:06d}.png"
+        images.save_png(images.grid([pictures], prompts), path, {"step": str(done), "prompts": "\n".join(prompts)})
+
+    def _finish(self) -> None:
+        """Export and final evaluation; done again from scratch if a kill fell into it."""
+        if self.main:
+            self.display.say("exporting and checking the export")
+            with files.new_folder(self.run_dir.path / "export") as folder:
+                self.optimizer.export(folder)
+            evaluate_run(self.run_dir, self.problem, self.optimizer, self.display)
+        self.problem.world.barrier()
+
+
+def evaluate_run(
+    run: RunDir,
+    problem: Problem,
+    optimizer: Optimizer,
+    display: Display,
+    samplers: Mapping[str, Chosen] | None = None,
+) -> dict[str, Any]:
+    """Write the run's ``evaluation`` folder and its report; further samplers are variants beside base and tuned."""
+    others = {name: problem.with_sampler(chosen) for name, chosen in (samplers or {}).items()}
+    total = (2 + len(others)) * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
+    with display.bar("evaluating " + ", ".join(["base", "tuned", *others]), total) as bar:
+        summary = evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
+    report.write(run)
+    return summary
+
+
+class _Trend:
+    """The panel's note: each reward's value with the direction of its running mean, speed and memory."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+        self.running: dict[str, float] = {}
+
+    def note(self, metrics: dict[str, float], rate: float, memory: float) -> str:
+        parts = []
+        for name in self.names:
+            value = metrics.get(f"reward/{name}")
+            if value is None:
+                continue
+            before = self.running.get(name, value)
+            arrow = "=" if value == before else ("↑" if value > before else "↓")
+            self.running[name] = 0.8 * before + 0.2 * value
+            parts.append(f"{name} {value:.4g}{arrow}")
+        return "  ".join([*parts, f"{rate:.0f} images/s", f"{memory:.0f} MB"])
+
+
+def _memory(device: torch.device) -> float:
+    """Peak memory in MB: the device's on CUDA, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class _Stop:
+    requested = False
+
+
+@contextmanager
+def _stop_requests() -> Iterator[_Stop]:
+    """The first Ctrl-C or SIGTERM lets the step finish; the second stops at once."""
+    stop = _Stop()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: object) -> None:
+        stop.requested = True
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+
+    try:
+        for number in previous:
+            signal.signal(number, request)
+    except ValueError:  # not in the main thread: nobody sends signals here
+        previous.clear()
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""From TOML to a validated spec. Nothing here imports torch."""

@@ -1,0 +1,166 @@
+"""The spec as plain data: what was chosen, its options, and what the run is going to do. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from t2ialign.config import (
+    PROMPT_FILE,
+    BackendConfig,
+    Config,
+    EvaluationConfig,
+    PromptsConfig,
+    RewardMixConfig,
+    RunConfig,
+    SamplerConfig,
+    SamplesConfig,
+)
+from t2ialign.declaration import Declaration
+from t2ialign.errors import UsageError, nearest
+from t2ialign.spec import checkpoints
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is going to do; known before any weight is loaded.
+
+    Attributes:
+        steps: optimizer steps.
+        images_per_step: images generated and scored in one step.
+        notes: further derived numbers, each shown as ``name: value``.
+        evaluations: network evaluations of one image; None: the sampler's. A search needs more.
+    """
+
+    steps: int
+    images_per_step: int
+    notes: dict[str, str] = field(default_factory=dict)
+    evaluations: int | None = None
+
+
+class OptimizerConfig(Config):
+    """Options of an optimizer."""
+
+    def plan(self, spec: Spec) -> Plan:
+        """Derive the run's size from the spec, without torch and without weights.
+
+        Raises:
+            UsageError: the spec asks for something that this optimizer cannot do.
+        """
+        return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One part of a spec: what was registered, and its validated options."""
+
+    declaration: Declaration
+    config: Config
+
+    @property
+    def kind(self) -> str:
+        return self.declaration.kind
+
+    def provides(self) -> set[str]:
+        return (set(self.declaration.provides) | self.config.provides()) - self.config.withholds().keys()
+
+    def requires(self) -> dict[str, set[str]]:
+        combined = {role: set(words) for role, words in self.declaration.requires.items()}
+        for role, words in self.config.requires().items():
+            combined.setdefault(role, set()).update(words)
+        return combined
+
+
+@dataclass(frozen=True)
+class ChosenReward(Chosen):
+    """A reward with its place in the mix."""
+
+    mix: RewardMixConfig
+
+    @property
+    def name(self) -> str:
+        return self.mix.name or self.kind
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A complete, valid spec.
+
+    Attributes:
+        source: the file as the user named it.
+        folder: relative paths in the spec start here.
+    """
+
+    source: str
+    folder: Path
+    run: RunConfig
+    backend: Chosen
+    sampler: Chosen | None
+    optimizer: Chosen
+    rewards: tuple[ChosenReward, ...]
+    prompts: PromptsConfig
+    evaluation: EvaluationConfig
+    samples: SamplesConfig
+
+    @property
+    def backend_config(self) -> BackendConfig:
+        assert isinstance(self.backend.config, BackendConfig)
+        return self.backend.config
+
+    @property
+    def optimizer_config(self) -> OptimizerConfig:
+        assert isinstance(self.optimizer.config, OptimizerConfig)
+        return self.optimizer.config
+
+    @property
+    def sampler_config(self) -> SamplerConfig:
+        return (
+            self.sampler.config if self.sampler and isinstance(self.sampler.config, SamplerConfig) else SamplerConfig()
+        )
+
+    @property
+    def name(self) -> str:
+        return self.run.name or Path(self.source).stem
+
+    @property
+    def uses_lora(self) -> bool:
+        return "lora" in self.optimizer.requires().get("backend", set())
+
+    def file(self, reference: str) -> Path:
+        """A prompt file that the spec names."""
+        return existing(reference, self.folder)
+
+    def prompt_file(self) -> Path:
+        return self.file(self.prompts.file)
+
+    def evaluation_file(self) -> Path:
+        return self.file(self.evaluation.prompts or self.prompts.file)
+
+    def prompt_files(self) -> list[tuple[str, str, Path]]:
+        """(table, key, file) of every prompt file that the spec names."""
+        tables = {"prompts": self.prompts, "evaluation": self.evaluation, "optimizer": self.optimizer.config}
+        return [(table, key, self.file(reference)) for table, key, reference in prompt_files(tables)]
+
+
+def prompt_files(tables: Mapping[str, Config | None]) -> Iterator[tuple[str, str, str]]:
+    """(table, key, reference) of every prompt file in some tables."""
+    for table, config in tables.items():
+        for key, options in type(config).model_fields.items() if config else ():
+            if PROMPT_FILE in options.metadata and (reference := getattr(config, key)) is not None:
+                yield table, key, reference
+
+
+def existing(reference: str, folder: Path) -> Path:
+    """A prompt file by ``pkg:`` reference or path.
+
+    Raises:
+        UsageError: there is none; names near ones.
+    """
+    path = checkpoints.local_path(reference, folder)
+    if path is not None and path.is_file():
+        return path
+    parent = (folder / reference).parent
+    siblings = [file.name for file in parent.iterdir() if file.is_file()] if parent.is_dir() else []
+    near = nearest(Path(reference).name, siblings)
+    raise UsageError(f"no such file below {folder}" + (f"; did you mean '{near}'?" if near else ""))

@@ -1,0 +1,1 @@
+"""What lies on disk: whole files, the run directory, pictures, cached embeddings."""

@@ -1,0 +1,157 @@
+"""The run directory: what a run writes, and all that ``resume``, ``eval``, ``export`` and ``report`` read.
+
+torch is imported only where tensors are read and written.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from t2ialign import plugins
+from t2ialign.errors import UsageError
+from t2ialign.spec import parse as specs
+from t2ialign.spec import text as spec_text
+from t2ialign.spec.model import Spec
+from t2ialign.storage import files
+from t2ialign.tensors.state import State
+
+
+class RunDir:
+    """One run's folder. Every file in it is whole at any moment; a killed run leaves nothing half-written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics_file = path / "metrics.jsonl"
+        self.timing_file = path / "timing.jsonl"
+        self.output = path / "output"
+
+    @classmethod
+    def create(cls, spec: Spec) -> RunDir:
+        """A new folder below ``run.out``; a taken name gets a number, an old run is never touched.
+
+        The resolved spec and the prompt files go into it, so that the run can be repeated and resumed from there.
+        """
+        base = Path(spec.run.out) / spec.name
+        path, number = base, 1
+        while True:
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                number += 1
+                path = base.with_name(f"{base.name}-{number}")
+        run = cls(path)
+        for folder in ("samples", "checkpoints", "prompts"):
+            (path / folder).mkdir()
+        tree = spec_text.to_tree(spec)
+        tree["run"]["name"] = path.name
+        for table, key, file in spec.prompt_files():
+            copy = path / "prompts" / f"{table}.{key}{file.suffix}"
+            shutil.copyfile(file, copy)
+            tree[table][key] = f"prompts/{copy.name}"
+        comment = (
+            f"Resolved from {Path(spec.source).name}, defaults filled in.\nContinue this run: t2ialign resume {path}"
+        )
+        files.write_json(path / "environment.json", environment(spec))
+        files.write_text(path / "spec.toml", spec_text.to_toml(tree, comment))
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """An existing run.
+
+        Raises:
+            UsageError: the folder is no run directory.
+        """
+        if not (path / "spec.toml").is_file():
+            raise UsageError(f"{path} is no run directory: it has no spec.toml")
+        return cls(path)
+
+    def spec(self) -> Spec:
+        """The resolved spec."""
+        return specs.load(self.path / "spec.toml")
+
+    def log(self, step: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
+        """Append one step. Metrics are functions of the spec alone; clocks and memory go to a file of their own."""
+        for file, values in ((self.metrics_file, metrics), (self.timing_file, timing)):
+            line = {"step": step, **{k: v if v == v else None for k, v in values.items()}}  # NaN is not JSON
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged steps; a torn last line is left out."""
+        return files.read_json_lines(self.metrics_file)
+
+    def timing(self) -> list[dict[str, Any]]:
+        """Seconds, images/s and peak memory (MB) of the logged steps."""
+        return files.read_json_lines(self.timing_file)
+
+    def summary(self) -> dict[str, Any] | None:
+        """The last evaluation; None before the first."""
+        file = self.path / "evaluation" / "summary.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def rewind(self, step: int) -> None:
+        """Forget the logged steps after ``step``, so that a resumed run writes each step once."""
+        for file in (self.metrics_file, self.timing_file):
+            kept = [json.dumps(line) + "\n" for line in files.read_json_lines(file) if line["step"] <= step]
+            files.write_text(file, "".join(kept))
+
+    def save_checkpoint(self, step: int, state: State, keep: int) -> None:
+        """Write ``checkpoints/step-NNNNNN`` and drop all but the newest ``keep``."""
+        from safetensors.torch import save_file
+
+        folder = self.path / "checkpoints"
+        with files.new_folder(folder / f"step-{step:06d}") as new:
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}, new / "state.safetensors")
+            (new / "state.json").write_text(json.dumps({"step": step, "values": state.values}), encoding="utf-8")
+        for old in self._checkpoints()[:-keep]:
+            shutil.rmtree(old)
+
+    def load_checkpoint(self, step: int | None = None) -> tuple[int, State] | None:
+        """The newest checkpoint (or that of ``step``) and its step; None when there is none.
+
+        Raises:
+            UsageError: the wanted step has no checkpoint.
+        """
+        from safetensors.torch import load_file
+
+        folders = self._checkpoints()
+        if step is not None:
+            folders = [folder for folder in folders if folder.name == f"step-{step:06d}"]
+            if not folders:
+                found = ", ".join(folder.name for folder in self._checkpoints())
+                raise UsageError(f"{self.path} has no checkpoint of step {step}; it has {found or 'none'}")
+        if not folders:
+            return None
+        saved = json.loads((folders[-1] / "state.json").read_text(encoding="utf-8"))
+        return saved["step"], State(load_file(folders[-1] / "state.safetensors"), saved["values"])
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("step-*"))
+
+
+def environment(spec: Spec) -> dict[str, Any]:
+    """Versions, device and plugins of this process."""
+    import torch
+
+    from t2ialign.tensors import distributed
+
+    wanted = {"torch", "diffusers", "transformers", "peft", "safetensors", "accelerate", "numpy", "pydantic"}
+    versions = {d.name: d.version for d in distributions() if d.name in wanted or d.name.startswith("t2ialign")}
+    device = distributed.device(spec.run.device)
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "packages": dict(sorted(versions.items())),
+        "plugins": {status.name: status.error or status.version for status in plugins.registry().plugins},
+    }

@@ -1,0 +1,1 @@
+"""What every part of a step uses: randomness, micro-batches, ranks, paths, conditionings."""
