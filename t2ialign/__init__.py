@@ -17,11 +17,12 @@ from t2ialign.parts.reward import ReferenceReward, Reward
 from t2ialign.parts.sampler import Sampler, StepSampler
 from t2ialign.problem.optimizer import LoraOptimizer, Optimizer, StepResult
 from t2ialign.spec import checkpoints
-from t2ialign.spec.model import OptimizerConfig, Plan
+from t2ialign.spec.model import LoraOptimizerConfig, OptimizerConfig, Plan
 from t2ialign.tensors.state import State
 
 if TYPE_CHECKING:
     from t2ialign.problem.problem import Batch, Problem
+    from t2ialign.problem.rollout import Rollout
     from t2ialign.tensors import seeding
     from t2ialign.tensors.conditioning import Conditioning
     from t2ialign.tensors.paths import DiffusionPath, Prediction
@@ -34,6 +35,7 @@ _LAZY = {
     "DiffusionPath": "t2ialign.tensors.paths",
     "Prediction": "t2ialign.tensors.paths",
     "Problem": "t2ialign.problem.problem",
+    "Rollout": "t2ialign.problem.rollout",
     "seeding": "t2ialign.tensors.seeding",
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "DiffusionPath",
     "LoraConfig",
     "LoraOptimizer",
+    "LoraOptimizerConfig",
     "Optimizer",
     "OptimizerConfig",
     "Plan",
@@ -57,6 +60,7 @@ __all__ = [
     "Requirements",
     "Reward",
     "RewardError",
+    "Rollout",
     "Sampler",
     "SamplerConfig",
     "SpecError",

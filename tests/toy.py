@@ -132,7 +132,7 @@ class Broken(t2ialign.Reward):
 class RandomSearch(t2ialign.LoraOptimizer):
     """Try a random change of the LoRA forwards and backwards; keep what scores best on the step's batch."""
 
-    class Config(t2ialign.OptimizerConfig):
+    class Config(t2ialign.LoraOptimizerConfig):
         scale: float = Field(0.1, gt=0, description="size of the change")
 
     def step(self, index: int) -> t2ialign.StepResult:

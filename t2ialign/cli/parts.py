@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from typing import Any
 
 from t2ialign.config import SamplerConfig
 from t2ialign.errors import UsageError
+from t2ialign.spec import toml
 from t2ialign.spec.model import Chosen
 from t2ialign.spec.parse import parse_sampler
 
@@ -20,8 +20,8 @@ def parse_part(text: str, option: str) -> dict[str, Any]:
     """
     kind, equals, options = text.partition("=")
     try:
-        table = tomllib.loads(f"options = {options}")["options"] if equals else {}
-    except tomllib.TOMLDecodeError:
+        table = toml.value(options) if equals else {}
+    except toml.TOMLError:
         table = None
     if not isinstance(table, dict):
         raise UsageError(f"{option} {text}: write options as a TOML inline table, {kind}={{key = value}}")

@@ -93,6 +93,16 @@ class Adapter:
             for layer in self.layers.values():
                 layer.enable_adapters(True)
 
+    @contextmanager
+    def swapped(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the adapter has other tensors, named as in ``parameters``: an average, an old policy."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
+        self.load(tensors)
+        try:
+            yield
+        finally:
+            self.load(own)
+
     def folded(self) -> dict[str, Tensor]:
         """CPU copies for export with the scale folded into B, so that every loader gets the right strength."""
         tensors = {name: p.detach().float().cpu().clone() for name, p in self.parameters().items()}

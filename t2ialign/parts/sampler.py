@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from t2ialign.config import SamplerConfig
 from t2ialign.declaration import Part
@@ -37,6 +37,22 @@ class Sampler(Part, ABC):
         """
 
 
+class Transition(NamedTuple):
+    """One step of a trajectory, x_s ~ N(mean, std^2) given x_t; a deterministic step has std 0 and ends at its mean.
+
+    Attributes:
+        x: x_t (B, *latent_shape).
+        mean: (B, *latent_shape).
+        std: scalar or (B, 1, ...).
+        next: x_s (B, *latent_shape).
+    """
+
+    x: Tensor
+    mean: Tensor
+    std: Tensor
+    next: Tensor
+
+
 class StepSampler(Sampler):
     """A sampler whose every step is a Gaussian transition, so that optimizers can search or take log-probabilities.
 
@@ -53,17 +69,24 @@ class StepSampler(Sampler):
     ) -> tuple[Tensor, Tensor]:
         """Mean (B, ...) and standard deviation (scalar or (B, 1, ...)) of x_s given x_t and the prediction there."""
 
-    def sample(self, denoiser: Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+    def walk(self, denoiser: Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Iterator[Transition]:
+        """The transitions from noise to x0, one after the other; arguments as those of ``sample``."""
         from t2ialign.tensors import seeding
 
         times = self.times(denoiser.path).to(noise.device)
         x = denoiser.path.prior(noise, times[0])
         for i, (t, s) in enumerate(pairwise(times)):
             mean, std = self.transition(denoiser.path, x, denoiser(x, t), t, s)
+            following = mean
             if bool((std > 0).any()):
                 if seeds is None:
                     raise ValueError("a stochastic sampler needs one seed per image")
                 step_seeds = [seeding.derive(seed, "sampler", i) for seed in seeds]
-                mean = mean + std * seeding.normal(step_seeds, noise.shape[1:], noise.device)
-            x = mean
+                following = mean + std * seeding.normal(step_seeds, noise.shape[1:], noise.device)
+            yield Transition(x, mean, std, following)
+            x = following
+
+    def sample(self, denoiser: Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        for step in self.walk(denoiser, noise, seeds):
+            x = step.next
         return x

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from t2ialign.declaration import Part
-from t2ialign.spec.model import OptimizerConfig
+from t2ialign.spec.model import LoraOptimizerConfig, OptimizerConfig
 from t2ialign.tensors.state import State
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from t2ialign.lora.average import Average
     from t2ialign.problem.problem import Problem
     from t2ialign.tensors.conditioning import Conditioning
 
@@ -49,6 +51,9 @@ class Optimizer(Part, ABC):
     def step(self, index: int) -> StepResult:
         """Do step ``index`` (from 0)."""
 
+    def after_step(self, index: int) -> None:
+        """Called once after every ``step(index)``."""
+
     @abstractmethod
     def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
         """Images as the run delivers them now: with the LoRA, the optimised noise, the solver table."""
@@ -67,21 +72,48 @@ class Optimizer(Part, ABC):
 
 
 class LoraOptimizer(Optimizer):
-    """An optimizer whose result is the problem's LoRA: generation, state and export follow from that."""
+    """An optimizer whose result is the problem's LoRA: generation, state and export follow from that.
+
+    Attributes:
+        average: what the run delivers where its options ask for a moving average, else None.
+    """
+
+    Config: ClassVar[type[OptimizerConfig]] = LoraOptimizerConfig
+    average: Average | None = None
+
+    def setup(self, problem: Problem) -> None:
+        super().setup(problem)
+        if decay := getattr(self.config, "ema", None):
+            from t2ialign.lora.average import Average
+
+            self.average = Average(decay, problem.adapter.parameters())
+
+    def after_step(self, index: int) -> None:
+        if self.average:
+            self.average.update(self.problem.adapter.parameters())
+
+    def delivered(self) -> AbstractContextManager[None]:
+        """Context in which the LoRA is what the run delivers."""
+        return self.problem.adapter.swapped(self.average.tensors) if self.average else nullcontext()
 
     def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
-        return self.problem.generate(conditioning, seeds)
+        with self.delivered():
+            return self.problem.generate(conditioning, seeds)
 
     def state(self) -> State:
-        return State({name: p.detach().cpu().clone() for name, p in self.problem.adapter.parameters().items()})
+        tensors = {name: p.detach().cpu().clone() for name, p in self.problem.adapter.parameters().items()}
+        return State(tensors | (self.average.state() if self.average else {}))
 
     def load_state(self, state: State) -> None:
         self.problem.adapter.load(state.tensors)
+        if self.average:
+            self.average.load_state(state.tensors)
 
     def export(self, folder: Path) -> None:
         from t2ialign.problem.export import export_lora
 
-        export_lora(self.problem, folder)
+        with self.delivered():
+            export_lora(self.problem, folder)
 
 
 def load_optimizer(problem: Problem) -> Optimizer:

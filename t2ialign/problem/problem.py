@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from t2ialign.lora.adapter import Adapter, move_adapters
 from t2ialign.parts.backend import Backend
 from t2ialign.parts.sampler import Sampler
 from t2ialign.problem.mix import MixedReward, RewardMix
+from t2ialign.problem.rollout import Rollout, draw, joined
 from t2ialign.spec import prompts
 from t2ialign.spec.model import Chosen, Spec
 from t2ialign.spec.parse import parse_sampler
@@ -25,6 +27,7 @@ from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.distributed import World
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,18 +99,43 @@ class Problem:
         """Images in one pass, with gradients if they are enabled."""
         return self.backend.generate(conditioning, seeds, self.sampler, noise)
 
+    def retrying(self, run: Callable[[int], T]) -> T:
+        """``run(micro_batch)``; a micro-batch that does not fit into memory is halved, for all that follows too."""
+        result, self.micro_batch = with_oom_retry(run, self.micro_batch)
+        return result
+
     @torch.no_grad()
     def generate(self, conditioning: Conditioning, seeds: Sequence[int], noise: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W) in micro-batches, without gradients; a micro-batch that does not fit is halved."""
+        """Images (B, 3, H, W) in micro-batches, without gradients."""
 
         def part(rows: slice) -> Tensor:
             return self.render(conditioning[rows], seeds[rows], None if noise is None else noise[rows])
 
-        def run(micro_batch: int) -> Tensor:
-            return torch.cat([part(rows) for rows in split(len(conditioning), micro_batch)])
+        return self.retrying(lambda size: torch.cat([part(rows) for rows in split(len(conditioning), size)]))
 
-        images, self.micro_batch = with_oom_retry(run, self.micro_batch)
-        return images
+    @torch.no_grad()
+    def rollout(
+        self,
+        conditioning: Conditioning,
+        seeds: Sequence[int],
+        sampler: Sampler | Callable[[slice], Sampler] | None = None,
+        trajectory: bool = False,
+    ) -> Rollout:
+        """Latents and images of a diffusion model in micro-batches, without gradients.
+
+        Args:
+            conditioning: B rows.
+            seeds: one per image.
+            sampler: default: the run's; a function gives each slice of rows a sampler of its own.
+            trajectory: keep what a ``StepSampler`` went through, too.
+        """
+        chosen = sampler or self.sampler
+
+        def part(rows: slice) -> Rollout:
+            own = chosen if isinstance(chosen, Sampler) else chosen(rows) if chosen else None
+            return draw(self.backend, own, conditioning[rows], seeds[rows], trajectory)
+
+        return self.retrying(lambda size: joined([part(rows) for rows in split(len(seeds), size)]))
 
     def references(
         self, conditioning: Conditioning, seeds: Sequence[int], optimised_only: bool = False

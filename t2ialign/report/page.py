@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from t2ialign.errors import UsageError
 from t2ialign.evaluation import comparison
 from t2ialign.report import curves
+from t2ialign.spec import toml
 from t2ialign.storage import files
 from t2ialign.storage.run_directory import RunDir
 
@@ -76,7 +76,7 @@ def write(run: RunDir, out: Path | None = None) -> Path:
 def page(run: RunDir) -> str:
     """The run as one HTML page that loads nothing from anywhere. What the run has not got is left out."""
     spec_text = (run.path / "spec.toml").read_text(encoding="utf-8")
-    spec, environment = tomllib.loads(spec_text), _environment(run)
+    spec, environment = toml.loads(spec_text), _environment(run)
     summary, metrics = run.summary(), run.metrics()
     base = summary["variants"]["base"] if summary else {}
     bases = {f"evaluation/{name}": value["mean"] for name, value in base.items()}

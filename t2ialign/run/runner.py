@@ -102,6 +102,7 @@ class _Loop:
             for index in range(first, self.plan.steps):
                 started = time.monotonic()
                 result = self.optimizer.step(index)
+                self.optimizer.after_step(index)
                 seconds = time.monotonic() - started
                 self._after(index + 1, result, seconds)
                 bar.advance(

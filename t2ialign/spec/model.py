@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import Field
+
 from t2ialign.config import (
     PROMPT_FILE,
     BackendConfig,
     Config,
     EvaluationConfig,
     PromptsConfig,
+    Requirements,
     RewardMixConfig,
     RunConfig,
     SamplerConfig,
@@ -49,6 +52,22 @@ class OptimizerConfig(Config):
             UsageError: the spec asks for something that this optimizer cannot do.
         """
         return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
+
+
+class LoraOptimizerConfig(OptimizerConfig):
+    """Options of an optimizer that changes the LoRA."""
+
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the LoRA, which grids, evaluation and export then use; default: none",
+    )
+
+    def requires(self) -> Requirements:
+        needs = super().requires()
+        needs.setdefault("backend", set()).add("lora")
+        return needs
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ from t2ialign.config import (
 from t2ialign.declaration import Declaration
 from t2ialign.errors import SpecError, SpecProblem, UsageError, nearest
 from t2ialign.plugins import Registry, registry
-from t2ialign.spec import checkpoints, prompts
+from t2ialign.spec import checkpoints, prompts, toml
 from t2ialign.spec.capabilities import capability_problems
 from t2ialign.spec.model import Chosen, ChosenReward, Spec, existing, prompt_files
 from t2ialign.spec.problems import from_pydantic, show
@@ -48,12 +47,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Spec:
         UsageError: the file cannot be read or is no TOML.
         SpecError: the content is wrong; names every problem.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"spec {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"spec {path} is not valid TOML: {error}") from error
+    tree = toml.read(path)
     for override in overrides:
         apply_override(tree, override)
     return parse(tree, str(path), path.resolve().parent)
@@ -273,8 +267,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise UsageError(f"--set {override}: write it as table.key=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = toml.value(text)
+    except toml.TOMLError:
         value = text.strip()
     node: Any = tree
     for part, follower in zip(path, [*path[1:], None], strict=True):

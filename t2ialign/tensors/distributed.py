@@ -30,6 +30,15 @@ class World:
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
+    def mine(self, count: int) -> list[int]:
+        """This rank's share of ``count`` rows, equally many on every rank; the last shares begin again at row 0."""
+        share = -(-count // self.size)
+        return [row % count for row in range(self.rank * share, (self.rank + 1) * share)]
+
+    def collect(self, tensor: Tensor, count: int) -> Tensor:
+        """All ``count`` rows on every rank, from what each rank made of its ``mine(count)``."""
+        return self.gather(tensor)[:count]
+
     def share(self, text: str) -> str:
         """Rank 0's text on every rank."""
         if self.size == 1:

@@ -90,7 +90,9 @@ CHILD = """
 import sys, pathlib
 sys.path.insert(0, {tests!r})
 import toy, time
-from t2ialign import plugins, runner, spec
+from t2ialign import plugins
+from t2ialign.run import runner
+from t2ialign.spec import parse as spec
 found = plugins.load([toy.entry_point("toy", toy)])
 plugins.registry = spec.registry = lambda: found
 slow = toy.RandomSearch.step

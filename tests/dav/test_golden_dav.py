@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from t2ialign import Prediction
+from t2ialign.problem import transitions
 from t2ialign.tensors.distributed import World
+from t2ialign.tensors.gaussian import log_prob
 from t2ialign_dav import e_step, m_step, upstream
-from t2ialign_dav.gaussian import log_prob
 from t2ialign_diffusers.parameterisation import to_prediction
 
 
@@ -249,9 +250,9 @@ def test_published_m_step(golden, tiny, name):
     train_kl = golden["mstep.train_kl"].item() if name == "mstep_kl" else 0.0
     latents = golden["trace_pos.latents"][None]
     sampler, net = tiny.sampler(10), tiny.net()
-    buffer = m_step.Buffer.of(latents, latents[:, 1:], torch.arange(10))
-    policy = m_step.Policy(tiny.denoiser(10, net=net), sampler, buffer)
-    reference = m_step.Policy(tiny.denoiser(10, kind="_ref"), sampler, buffer).cached(64) if train_kl else None
+    buffer = transitions.Buffer.of(latents, latents[:, 1:], torch.arange(10))
+    policy = transitions.Policy(tiny.denoiser(10, net=net), sampler, buffer)
+    reference = transitions.Policy(tiny.denoiser(10, kind="_ref"), sampler, buffer).cached(64) if train_kl else None
     objective = upstream.published_loss(policy, reference, train_kl)
 
     losses = objective(torch.arange(10))

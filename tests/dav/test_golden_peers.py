@@ -11,12 +11,12 @@ import torch
 
 from t2ialign import Prediction
 from t2ialign.config import RewardMixConfig
+from t2ialign.problem import transitions
 from t2ialign.problem.mix import normalise
+from t2ialign.tensors.gaussian import divergence, log_prob
 from t2ialign.tensors.paths import FlowPath
-from t2ialign_dav import m_step
-from t2ialign_dav.config import FlowSdeConfig
-from t2ialign_dav.flow_sde import FlowSde
-from t2ialign_dav.gaussian import divergence, log_prob
+from t2ialign_solvers.config import FlowSdeConfig
+from t2ialign_solvers.flow_sde import FlowSde
 
 
 @pytest.mark.parametrize("noise", [0.7, 0.3])
@@ -79,16 +79,16 @@ def test_ddpo_clip(golden, clip_range):
 def test_policy_gradient_through_the_buffer(golden, tiny):
     """DDPO on the plain rollout: old log-densities of the reference, gradients of the current policy."""
     latents, net, sampler = golden["plain.latents"], tiny.net(), tiny.sampler(10)
-    buffer = m_step.Buffer.of(latents, latents[:, 1:], torch.arange(10))
+    buffer = transitions.Buffer.of(latents, latents[:, 1:], torch.arange(10))
     rows = torch.arange(20)
 
     def log_probs(policy):
         return log_prob(buffer.target, *policy.transition(rows, policy.predict(rows)))
 
     with torch.no_grad():
-        old = log_probs(m_step.Policy(tiny.denoiser(10, 2, "_ref"), sampler, buffer))
+        old = log_probs(transitions.Policy(tiny.denoiser(10, 2, "_ref"), sampler, buffer))
     golden.close(old.view(2, 10), "plain.log_probs", 1e-4)
-    new = log_probs(m_step.Policy(tiny.denoiser(10, 2, net=net), sampler, buffer))
+    new = log_probs(transitions.Policy(tiny.denoiser(10, 2, net=net), sampler, buffer))
     advantages = golden["ppo_grad.advantages"].repeat_interleave(10)
     losses, _ = clipped(new, old, advantages, golden["ppo_grad.clip_range"].item())
     golden.close(losses.view(2, 10).mean(0).detach(), "ppo_grad.loss_per_step", 1e-4)

@@ -85,7 +85,9 @@ import sys, pathlib, time
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {here!r})
 import toy, conftest
-from t2ialign import plugins, runner, spec
+from t2ialign import plugins
+from t2ialign.run import runner
+from t2ialign.spec import parse as spec
 from t2ialign_reno import noise_search, plugin
 found = plugins.load([toy.entry_point(*p) for p in (("toy", toy), ("more", conftest.ToyWorld()), ("reno", plugin))])
 plugins.registry = spec.registry = lambda: found

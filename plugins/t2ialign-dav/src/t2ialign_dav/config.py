@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from t2ialign import OptimizerConfig, Plan, Requirements, SamplerConfig, UsageError
+from t2ialign import LoraOptimizerConfig, OptimizerConfig, Plan, Requirements, UsageError
 from t2ialign_dav.cost import Cost, lockstep, tree
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class WeightingConfig(SearchConfig):
     )
 
 
-class LearnConfig(OptimizerConfig):
+class LearnConfig(LoraOptimizerConfig):
     """The M-step's options, with the defaults of the published code."""
 
     hill_climbing: bool = Field(True, description="search with the current policy; false always with the base model")
@@ -112,13 +112,3 @@ class DavUpstreamConfig(LearnConfig, SearchConfig):
 
 class DavSearchConfig(WeightingConfig):
     """``kind = "dav-search"``: the E-step alone."""
-
-
-class FlowSdeConfig(SamplerConfig):
-    """``kind = "flow-sde"``."""
-
-    steps: int = Field(10, ge=1, description="intervals from noise to data, on the checkpoint's own grid")
-    noise: float = Field(0.7, gt=0, description="noise level a; 0.7 in the paper")
-
-    def evaluations(self) -> int:
-        return self.steps

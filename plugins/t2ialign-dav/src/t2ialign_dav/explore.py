@@ -12,7 +12,6 @@ from torch import Tensor
 
 from t2ialign import StepSampler, UsageError
 from t2ialign.problem.problem import Problem
-from t2ialign.tensors.batching import with_oom_retry
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.distributed import World
 from t2ialign_dav import e_step
@@ -81,16 +80,15 @@ def explore(
         All trajectories, and what this rank's cost on average.
     """
     backend = problem.backend
-    share = -(-len(seeds) // world.size)
-    mine = [row % len(seeds) for row in range(world.rank * share, (world.rank + 1) * share)]
+    mine = world.mine(len(seeds))
 
     def run(micro_batch: int) -> tuple[Trajectories, Cost]:
         model = Model(backend.denoiser(conditioning[mine]), backend.decode, reward(problem, unit), micro_batch)
         draws = Draws([seeds[row] for row in mine], backend.info.latent_shape, backend.device)
-        return search(model, draws), model.cost.per(share)
+        return search(model, draws), model.cost.per(len(mine))
 
-    (found, cost), problem.micro_batch = with_oom_retry(run, problem.micro_batch)
-    return found.map(lambda rows: world.gather(rows)[: len(seeds)]), cost
+    found, cost = problem.retrying(run)
+    return found.map(lambda rows: world.collect(rows, len(seeds))), cost
 
 
 def lockstep_search(config: WeightingConfig, model: Model, sampler: StepSampler, draws: Draws) -> Trajectories:

@@ -10,82 +10,16 @@ pi_0 is the network without its LoRA. lambda_t <= 1 keeps a single step of the g
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from t2ialign import Denoiser, Prediction, StepSampler
-from t2ialign.tensors.batching import split, with_oom_retry
+from t2ialign import Prediction
+from t2ialign.problem.transitions import Policy, velocity_weights
+from t2ialign.tensors.accumulation import accumulate
 from t2ialign.tensors.distributed import World
-from t2ialign_dav.gaussian import divergence, log_prob, velocity_weights
-
-
-@dataclass(frozen=True)
-class Buffer:
-    """N transitions to learn.
-
-    Attributes:
-        x: where they start (N, *latent).
-        target: where they should lead (N, *latent).
-        step: position of their start on the time grid (N,).
-        trajectory: row of the conditioning (N,).
-    """
-
-    x: Tensor
-    target: Tensor
-    step: Tensor
-    trajectory: Tensor
-
-    @classmethod
-    def of(cls, latents: Tensor, targets: Tensor, steps: Tensor) -> Buffer:
-        """The transitions at some ``steps`` of trajectories (B, T + 1, *latent), trajectory by trajectory.
-
-        Args:
-            targets: (B, T, *latent).
-            steps: positions on the time grid, those with noise.
-        """
-        trajectory, step = torch.meshgrid(torch.arange(len(latents), device=steps.device), steps, indexing="ij")
-        x, target = latents[:, steps].flatten(0, 1), targets[:, steps].flatten(0, 1)
-        return cls(x, target, step.flatten(), trajectory.flatten())
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-
-class Policy:
-    """The transitions of a buffer under the network as it is now."""
-
-    def __init__(self, denoiser: Denoiser, sampler: StepSampler, buffer: Buffer) -> None:
-        """
-        Args:
-            denoiser: bound to one row per trajectory.
-        """
-        self.denoiser, self.sampler, self.buffer = denoiser, sampler, buffer
-        self.times = sampler.times(denoiser.path).to(buffer.x.device)
-
-    @property
-    def trajectories(self) -> int:
-        return len(self.denoiser.conditioning)
-
-    def predict(self, rows: Tensor) -> Prediction:
-        """The network's prediction where the transitions start."""
-        buffer = self.buffer
-        return self.denoiser.rows(buffer.trajectory[rows])(buffer.x[rows], self.times[buffer.step[rows]])
-
-    def transition(self, rows: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
-        """Mean (n, *latent) and standard deviation (n, 1, ...) of some transitions."""
-        step = self.buffer.step[rows].view(-1, *(1,) * (self.buffer.x.ndim - 1))
-        t, s = self.times[step], self.times[step + 1]
-        return self.sampler.transition(self.denoiser.path, self.buffer.x[rows], prediction, t, s)
-
-    @torch.no_grad()
-    def cached(self, micro_batch: int) -> Prediction:
-        """The predictions of all transitions; those of the reference, when made without the LoRA."""
-        rows = torch.arange(len(self.buffer), device=self.buffer.x.device)
-        parts = [self.predict(rows[part]) for part in split(len(rows), micro_batch)]
-        return Prediction(*map(torch.cat, zip(*parts, strict=True)))
+from t2ialign.tensors.gaussian import divergence, log_prob
 
 
 class Losses(NamedTuple):
@@ -155,35 +89,14 @@ def improve(
     Returns:
         What was learnt, and the micro-batch that fits into memory.
     """
-    totals, norms, count = torch.zeros(2), [], 0
+    totals = {"mle": 0.0, "kl": 0.0}
+    norms, count = [], 0
     for rows in updates:
-        mine = rows[world.rank :: world.size]
-
-        def accumulate(size: int, mine: Tensor = mine, total: int = len(rows)) -> Tensor:
-            for parameter in parameters:
-                parameter.grad = torch.zeros_like(parameter)
-            sums = torch.zeros(2)
-            for part in mine.split(size):
-                losses = objective(part.to(parameters[0].device))
-                (losses.total.sum() / total).backward()
-                sums += torch.stack([losses.mle.sum(), losses.kl.sum()]).detach().cpu()
-            return sums
-
-        sums, micro_batch = with_oom_retry(accumulate, micro_batch)
-        sum_over_ranks(parameters, world)
+        means, micro_batch = accumulate(
+            parameters, rows, lambda part: objective(part)._asdict(), list(totals), micro_batch, world
+        )
         norms.append(nn.utils.clip_grad_norm_(parameters, max_norm))
         solver.step()
-        totals += world.gather(sums[None].to(parameters[0].device)).sum(0).cpu()
         count += len(rows)
-    mle, kl = (totals / count).tolist()
-    return Progress(mle, kl, torch.stack(norms).mean().item()), micro_batch
-
-
-def sum_over_ranks(parameters: Sequence[nn.Parameter], world: World) -> None:
-    """Add up every rank's gradients."""
-    if world.size == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    total = world.gather(torch.cat([gradient.flatten() for gradient in gradients])[None]).sum(0)
-    for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+        totals = {name: total + len(rows) * means[name] for name, total in totals.items()}
+    return Progress(totals["mle"] / count, totals["kl"] / count, torch.stack(norms).mean().item()), micro_batch

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from t2ialign import LoraOptimizer, Prediction, State, StepResult, seeding
 from t2ialign.problem.problem import Batch, Problem
+from t2ialign.problem.transitions import Buffer, Policy, noise_levels
 from t2ialign.tensors import solver_state
-from t2ialign.tensors.batching import with_oom_retry
 from t2ialign_dav import upstream
 from t2ialign_dav.config import DavConfig, DavUpstreamConfig
 from t2ialign_dav.e_step import Trajectories
 from t2ialign_dav.explore import SHOWN, explore, lockstep_search, report, reward_unit, step_sampler
-from t2ialign_dav.gaussian import noise_levels
-from t2ialign_dav.m_step import Buffer, Objective, Policy, Progress, improve, likelihood, shuffled
+from t2ialign_dav.m_step import Objective, Progress, improve, likelihood, shuffled
 from t2ialign_dav.model import Draws, Model
 
 
@@ -66,7 +65,7 @@ class Loop(LoraOptimizer):
         reference = None
         if config.train_kl:
             with problem.adapter.disabled():
-                reference, problem.micro_batch = with_oom_retry(policy.cached, problem.micro_batch)
+                reference = problem.retrying(policy.cached)
         progress, problem.micro_batch = improve(
             list(self.parameters.values()),
             self.solver,

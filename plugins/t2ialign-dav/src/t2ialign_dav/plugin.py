@@ -2,7 +2,7 @@
 
 from t2ialign import hookimpl
 from t2ialign.hookspecs import Register
-from t2ialign_dav.config import DavConfig, DavSearchConfig, DavUpstreamConfig, FlowSdeConfig
+from t2ialign_dav.config import DavConfig, DavSearchConfig, DavUpstreamConfig
 
 
 @hookimpl
@@ -24,16 +24,4 @@ def t2ialign_optimizers(register: Register) -> None:
         "t2ialign_dav.search_only:DavSearch",
         config=DavSearchConfig,
         summary="DAV's search alone, nothing is trained: better images at inference",
-    )
-
-
-@hookimpl
-def t2ialign_samplers(register: Register) -> None:
-    register(
-        "flow-sde",
-        "t2ialign_dav.flow_sde:FlowSde",
-        config=FlowSdeConfig,
-        summary="stochastic sampler of rectified flows (Flow-GRPO)",
-        provides={"multi-step", "stochastic", "differentiable"},
-        requires={"backend": {"denoiser", "multi-step"}},
     )

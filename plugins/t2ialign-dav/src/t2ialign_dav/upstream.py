@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from t2ialign import Prediction, StepSampler
+from t2ialign.tensors.gaussian import log_prob
 from t2ialign.tensors.paths import DiffusionPath
 from t2ialign_dav.e_step import Trajectories
-from t2ialign_dav.gaussian import log_prob
 from t2ialign_dav.m_step import Losses, Objective, Policy
 from t2ialign_dav.model import Draws, Model
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from t2ialign import OptimizerConfig, Plan, Requirements
+from t2ialign import LoraOptimizerConfig, Plan, Requirements
 
 if TYPE_CHECKING:
     from t2ialign.spec.model import Spec
 
 
-class EvolutionConfig(OptimizerConfig):
+class EvolutionConfig(LoraOptimizerConfig):
     """Options that every evolution strategy of this plugin has."""
 
     population: int = Field(32, ge=2, description="members N per step; each generates all images of the step")
@@ -64,9 +64,6 @@ class EvolutionConfig(OptimizerConfig):
             raise ValueError("train must include 'B': it starts at zero, and A alone changes nothing then")
         return self
 
-    def requires(self) -> Requirements:
-        return {"backend": {"lora"}}
-
     def plan(self, spec: Spec) -> Plan:
         images = spec.prompts.per_step * spec.prompts.images_per_prompt
         members = 1 if self.form == "sequential" else max(1, spec.run.micro_batch // images)
@@ -92,3 +89,9 @@ class EggrollConfig(EvolutionConfig):
 
     def requires(self) -> Requirements:
         return {"backend": {"lora", "weights"} if self.parameters == "weights" else {"lora"}}
+
+    @model_validator(mode="after")
+    def _averages_a_lora(self) -> EggrollConfig:
+        if self.ema and self.parameters == "weights":
+            raise ValueError("ema averages a LoRA: set parameters = 'lora', or leave ema out")
+        return self

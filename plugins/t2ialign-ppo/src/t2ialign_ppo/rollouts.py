@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from t2ialign.problem.problem import Problem
-from t2ialign.tensors.batching import split, with_oom_retry
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_solvers.epd import Epd
 from t2ialign_solvers.table import SolverTable
@@ -41,16 +40,9 @@ def rollout(problem: Problem, tables: SolverTable, conditioning: Conditioning, s
         tables: (B, N, K), or one table (N, K) for all images.
     """
     sampler = sampler_of(problem)
-
-    def part(rows: slice) -> Tensor:
-        own = tables.rows(rows) if tables.positions.ndim == 3 else tables
-        return problem.backend.generate(conditioning[rows], seeds[rows], sampler.with_table(own))
-
-    def run(micro_batch: int) -> Tensor:
-        return torch.cat([part(rows) for rows in split(len(seeds), micro_batch)])
-
-    images, problem.micro_batch = with_oom_retry(run, problem.micro_batch)
-    return images
+    if tables.positions.ndim == 2:
+        return problem.rollout(conditioning, seeds, sampler.with_table(tables)).images
+    return problem.rollout(conditioning, seeds, lambda rows: sampler.with_table(tables.rows(rows))).images
 
 
 @torch.no_grad()
@@ -69,31 +61,19 @@ def scored(
         references: of all B rows, where they are already there; else they are drawn, once for equal rows.
     """
     world, count = problem.world, len(seeds)
-    share = -(-count // world.size)
-    mine = slice(min(world.rank * share, count), min((world.rank + 1) * share, count))
-    size = mine.stop - mine.start
-    rewards = {name: torch.empty(0) for name in _names(problem, optimised_only)}
-    images = torch.empty(0)
-    if size:
-        own = tables.rows(mine) if tables.positions.ndim == 3 else tables
-        images = rollout(problem, own, conditioning[mine], seeds[mine])
-        targets = (
-            draw_references(problem, conditioning[mine], seeds[mine])
-            if references is None
-            else {name: values[mine] for name, values in references.items()}
-        )
-        rewards = problem.rewards.score(
-            images,
-            conditioning.prompts[mine],
-            optimised_only=optimised_only,
-            micro_batch=problem.micro_batch,
-            references=targets,
-        )
-    padded = {
-        name: torch.nn.functional.pad(values.to(problem.device), (0, share - size), value=torch.nan)
-        for name, values in rewards.items()
-    }
-    return Scored({name: world.gather(values)[:count].cpu() for name, values in padded.items()}, images)
+    mine = world.mine(count)
+    own = tables.rows(torch.tensor(mine)) if tables.positions.ndim == 3 else tables
+    part, own_seeds = conditioning[mine], [seeds[row] for row in mine]
+    images = rollout(problem, own, part, own_seeds)
+    targets = (
+        draw_references(problem, part, own_seeds)
+        if references is None
+        else {name: values[mine] for name, values in references.items()}
+    )
+    rewards = problem.rewards.score(
+        images, part.prompts, optimised_only=optimised_only, micro_batch=problem.micro_batch, references=targets
+    )
+    return Scored({name: world.collect(values, count).cpu() for name, values in rewards.items()}, images)
 
 
 def draw_references(problem: Problem, conditioning: Conditioning, seeds: Sequence[int]) -> dict[str, Tensor]:
@@ -109,7 +89,3 @@ def draw_references(problem: Problem, conditioning: Conditioning, seeds: Sequenc
     rows = list(first.values())
     drawn = problem.references(conditioning[rows], [seeds[row] for row in rows], optimised_only=True)
     return {name: images[index.to(images.device)] for name, images in drawn.items()}
-
-
-def _names(problem: Problem, optimised_only: bool) -> list[str]:
-    return problem.rewards.optimised if optimised_only else problem.rewards.names

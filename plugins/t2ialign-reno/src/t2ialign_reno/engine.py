@@ -1,4 +1,8 @@
-"""Many searches at once: a fixed number of rows, each with a search; a row that is done takes the next one."""
+"""Many searches at once: a fixed number of rows, each with a search; a row that is done takes the next one.
+
+Public: a package with a search of its own subclasses ``Method`` and gives it to an ``Engine``, or returns it from
+``NoiseSearch.method`` to have an optimizer that delivers images.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import torch
 from torch import Tensor
 
 from t2ialign.problem.problem import Problem
-from t2ialign.tensors.batching import split, with_oom_retry
+from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.distributed import World
 from t2ialign.tensors.state import State
@@ -159,10 +163,8 @@ class Engine:
     def _evaluate(
         self, point: Point, searches: Sequence[Search], iterations: Sequence[int], move: bool
     ) -> dict[str, Tensor]:
-        """The method's values for all rows, each rank doing its share; a short share is filled with the last row."""
-        share = -(-len(searches) // self.world.size)
-        first = self.world.rank * share
-        mine = [min(row, len(searches) - 1) for row in range(first, first + share)]
+        """The method's values for all rows, each rank doing its share."""
+        mine = self.world.mine(len(searches))
 
         def part(rows: Sequence[int]) -> dict[str, Tensor]:
             chosen, seen = [searches[row] for row in rows], [iterations[row] for row in rows]
@@ -174,11 +176,11 @@ class Engine:
             return values
 
         def run(micro_batch: int) -> dict[str, Tensor]:
-            parts = [part(mine[rows]) for rows in split(share, micro_batch)]
+            parts = [part(mine[rows]) for rows in split(len(mine), micro_batch)]
             return {name: torch.cat([values[name] for values in parts]) for name in parts[0]}
 
-        values, self.problem.micro_batch = with_oom_retry(run, self.problem.micro_batch)
-        return {name: self.world.gather(tensor)[: len(searches)] for name, tensor in values.items()}
+        values = self.problem.retrying(run)
+        return {name: self.world.collect(tensor, len(searches)) for name, tensor in values.items()}
 
     def _record(self, rows: list[int], iterations: Tensor, numbers: dict[str, Tensor], improved: Tensor) -> None:
         for name, value in numbers.items():

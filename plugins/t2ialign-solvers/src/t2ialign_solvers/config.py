@@ -147,3 +147,13 @@ class DiffusersConfig(SamplerConfig):
 
     def evaluations(self) -> int:
         return self.steps
+
+
+class FlowSdeConfig(SamplerConfig):
+    """``kind = "flow-sde"``."""
+
+    steps: int = Field(10, ge=1, description="intervals from noise to data, on the checkpoint's own grid")
+    noise: float = Field(0.7, gt=0, description="noise level a; 0.7 in the paper")
+
+    def evaluations(self) -> int:
+        return self.steps

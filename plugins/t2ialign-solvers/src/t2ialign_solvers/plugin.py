@@ -8,6 +8,7 @@ from t2ialign_solvers.config import (
     DiffusersConfig,
     Dpm2Config,
     EpdConfig,
+    FlowSdeConfig,
     IpndmConfig,
     OdeConfig,
     OneStepConfig,
@@ -18,6 +19,13 @@ from t2ialign_solvers.config import (
 MULTI_STEP: list[tuple[str, str, type[SamplerConfig], str, set[str]]] = [
     ("ddim", "ddim:Ddim", DdimConfig, "DDIM: first order; eta > 0 makes it stochastic", {"differentiable"}),
     ("euler", "single_step:Euler", OdeConfig, "Euler: first order, DDIM with eta = 0", {"differentiable"}),
+    (
+        "flow-sde",
+        "flow_sde:FlowSde",
+        FlowSdeConfig,
+        "stochastic sampler of rectified flows (Flow-GRPO)",
+        {"stochastic", "differentiable"},
+    ),
     (
         "heun",
         "single_step:Heun",

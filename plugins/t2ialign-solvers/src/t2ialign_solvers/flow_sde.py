@@ -7,7 +7,7 @@ from torch import Tensor
 
 from t2ialign import Prediction, StepSampler, UsageError
 from t2ialign.tensors.paths import DiffusionPath, FlowPath
-from t2ialign_dav.config import FlowSdeConfig
+from t2ialign_solvers.config import FlowSdeConfig
 
 
 class FlowSde(StepSampler):
