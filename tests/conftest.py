@@ -8,15 +8,16 @@ import os
 # One thread per test process, and per process that a test starts: pytest -n already uses the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import misfits
 import pytest
-import toy
 
-from t2ialign import plugins
 from t2ialign.plugins import Registry
+from t2ialign.testing import installed, write_spec
 
 # pytest would keep every line of what torch.compile traces, which takes longer than compiling.
 logging.getLogger("torch.__trace").propagate = False
@@ -55,32 +56,13 @@ def shelved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def toy_registry(monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """Only the toy plugin is installed."""
-    found = plugins.load([toy.entry_point("toy", toy)])
-    monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
-    return found
+def toy_registry() -> Iterator[Registry]:
+    """Only the toy plugin, and parts that fit badly, are installed."""
+    with installed(misfits) as found:
+        yield found
 
 
 @pytest.fixture
 def toy_spec(tmp_path: Path, toy_registry: Registry) -> Callable[..., Any]:
     """Write a toy spec file; keyword arguments replace whole tables."""
-    import tomli_w
-
-    def write(**tables: Any) -> Path:
-        (tmp_path / "prompts.txt").write_text("red\ngreen\nblue\nblack\nwhite\n")
-        tree: dict[str, Any] = {
-            "run": {"steps": 4, "out": str(tmp_path / "runs"), "checkpoint_every": 2},
-            "backend": {"kind": "toy-model", "checkpoint": "some/model", "dtype": "float32", "lora": {"rank": 2}},
-            "sampler": {"kind": "toy-step"},
-            "optimizer": {"kind": "toy-search"},
-            "reward": [{"kind": "toy-redness"}],
-            "prompts": {"file": "prompts.txt", "per_step": 5, "images_per_prompt": 8},
-            **tables,
-        }
-        path = tmp_path / "spec.toml"
-        path.write_text(tomli_w.dumps({name: table for name, table in tree.items() if table is not None}))
-        return path
-
-    return write
+    return partial(write_spec, tmp_path)

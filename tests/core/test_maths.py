@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-import toy
 from hypothesis import given
 from hypothesis import strategies as st
+from misfits import Broken
 
 from t2ialign import seeding
 from t2ialign.config import RewardMixConfig
@@ -17,6 +17,7 @@ from t2ialign.evaluation import evaluate
 from t2ialign.problem.mix import MixedReward, RewardMix, normalise
 from t2ialign.tensors.batching import split, with_oom_retry
 from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.testing import toy
 
 
 def test_noise_of_an_image_is_that_of_a_plain_generator_whatever_the_batch():
@@ -85,7 +86,7 @@ def test_scores_do_not_depend_on_the_micro_batch():
 
 
 def test_a_nan_score_names_reward_prompt_and_image():
-    rewards = mix(("broken", toy.Broken(toy.Broken.Config()), {}))
+    rewards = mix(("broken", Broken(Broken.Config()), {}))
     images = torch.rand(2, 3, 4, 4)
     with pytest.raises(RewardError, match="'broken' is nan for prompt 'blue'") as caught:
         rewards.score(images, ["red", "blue"])
@@ -93,7 +94,7 @@ def test_a_nan_score_names_reward_prompt_and_image():
 
 
 def test_nan_samples_can_be_dropped_instead():
-    rewards = mix(("broken", toy.Broken(toy.Broken.Config()), {}), drop_nonfinite=True)
+    rewards = mix(("broken", Broken(Broken.Config()), {}), drop_nonfinite=True)
     raw = rewards.score(torch.rand(2, 3, 4, 4), ["red", "blue"])
     assert rewards.combine(raw).isnan().tolist() == [False, True]
 

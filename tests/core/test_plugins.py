@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-import toy
 
 import t2ialign
 from t2ialign import plugins
 from t2ialign.errors import UsageError
+from t2ialign.testing import entry_point, toy
 
 
 def plugin(**hooks):
@@ -24,7 +24,7 @@ def rewards(kind):
 
 
 def test_a_plugin_that_fails_to_import_is_listed_with_its_error():
-    found = plugins.load([toy.entry_point("bad", ImportError("no module x"), "bad-dist"), toy.entry_point("toy", toy)])
+    found = plugins.load([entry_point("bad", ImportError("no module x"), "bad-dist"), entry_point("toy", toy)])
     assert {s.name: s.error for s in found.plugins} == {"bad": "ImportError: no module x", "toy": ""}
     assert "toy-redness" in found.parts["reward"]
     with pytest.raises(UsageError, match="failed to load: bad"):
@@ -32,7 +32,7 @@ def test_a_plugin_that_fails_to_import_is_listed_with_its_error():
 
 
 def test_two_plugins_with_one_kind_are_named():
-    found = plugins.load([toy.entry_point("a", rewards("x"), "dist-a"), toy.entry_point("b", rewards("x"), "dist-b")])
+    found = plugins.load([entry_point("a", rewards("x"), "dist-a"), entry_point("b", rewards("x"), "dist-b")])
     with pytest.raises(UsageError, match="dist-a and dist-b"):
         found.find("reward", "x")
 
@@ -41,7 +41,7 @@ def test_a_misspelt_hook_is_reported():
     def t2ialign_reward(register):
         register("x", toy.Redness)
 
-    found = plugins.load([toy.entry_point("typo", plugin(t2ialign_reward=t2ialign_reward))])
+    found = plugins.load([entry_point("typo", plugin(t2ialign_reward=t2ialign_reward))])
     assert "unknown hook 't2ialign_reward', did you mean 't2ialign_rewards'?" in found.plugins[0].error
 
 
@@ -50,7 +50,7 @@ def test_a_plugin_that_fails_half_way_registers_nothing():
         register("good", toy.Redness)
         register("bad", "no-colon")
 
-    found = plugins.load([toy.entry_point("half", plugin(t2ialign_rewards=t2ialign_rewards))])
+    found = plugins.load([entry_point("half", plugin(t2ialign_rewards=t2ialign_rewards))])
     assert "must be a class or 'package.module:Class'" in found.plugins[0].error
     assert not found.parts["reward"]
 

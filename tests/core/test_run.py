@@ -79,7 +79,7 @@ def test_a_crash_in_any_step_changes_nothing(toy_spec, monkeypatch):
 
         spec = specs.load(toy_spec(), [f"run.name=crash{crash_at}"])
         with monkeypatch.context() as patch:
-            patch.setattr("toy.RandomSearch.step", dying)
+            patch.setattr("t2ialign.testing.toy.RandomSearch.step", dying)
             with pytest.raises(RuntimeError, match="power cut"):
                 runner.start(spec, QUIET)
         crashed = whole.path.parent / f"crash{crash_at}"
@@ -87,28 +87,24 @@ def test_a_crash_in_any_step_changes_nothing(toy_spec, monkeypatch):
 
 
 CHILD = """
-import sys, pathlib
-sys.path.insert(0, {tests!r})
-import toy, time
-from t2ialign import plugins
+import pathlib, sys, time
 from t2ialign.run import runner
-from t2ialign.spec import parse as spec
-found = plugins.load([toy.entry_point("toy", toy)])
-plugins.registry = spec.registry = lambda: found
+from t2ialign.spec import parse
+from t2ialign.testing import installed, toy
 slow = toy.RandomSearch.step
 def step(self, index):
     time.sleep(0.05)
     return slow(self, index)
 toy.RandomSearch.step = step
 path = pathlib.Path(sys.argv[2])
-runner.start(spec.load(path)) if sys.argv[1] == "run" else runner.resume(path)
+with installed():
+    runner.start(parse.load(path)) if sys.argv[1] == "run" else runner.resume(path)
 """
 
 
 def child(command: str, path: Path) -> subprocess.Popen[bytes]:
-    code = CHILD.format(tests=str(Path(__file__).parents[1]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code, command, str(path)], env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", CHILD, command, str(path)], env=environment, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
@@ -203,7 +199,7 @@ def test_an_export_that_changes_nothing_is_refused(toy_spec, tmp_path):
 def test_an_export_that_loads_wrongly_is_refused(toy_spec, tmp_path, monkeypatch):
     _, _, optimizer = runner.restore(runner.start(specs.load(toy_spec()), QUIET).path, None, QUIET)
     assert isinstance(optimizer, LoraOptimizer)
-    monkeypatch.setattr("toy.ToyBackend.load_lora", lambda self, folder: None)
+    monkeypatch.setattr("t2ialign.testing.toy.ToyBackend.load_lora", lambda self, folder: None)
     with pytest.raises(ExportError, match="other images than the run"):
         optimizer.export(tmp_path / "out")
 

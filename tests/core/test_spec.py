@@ -49,7 +49,7 @@ def test_an_impossible_pair_names_both_sides_and_what_fits(toy_spec):
     found = problems(toy_spec(backend={"kind": "toy-tokens", "checkpoint": "some/model"}, sampler=None))
     assert "needs a backend that is 'lora'" in found["optimizer.kind"]
     assert "'toy-tokens' is 'autoregressive'" in found["optimizer.kind"]
-    assert "A backend that fits: toy-model." in found["optimizer.kind"]
+    assert "A backend that fits: toy-flow, toy-model." in found["optimizer.kind"]
 
 
 def test_only_weighted_rewards_must_be_differentiable(toy_spec):

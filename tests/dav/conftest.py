@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy
 from safetensors.torch import load_file
 from torch import nn
 
 import t2ialign
-from t2ialign import plugins
 from t2ialign.spec import parse as specs
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.paths import FlowPath, VPPath
+from t2ialign.testing import installed, toy
 from t2ialign_dav import plugin
 from t2ialign_dav.model import Draws, Model
 from t2ialign_diffusers.parameterisation import to_prediction
@@ -208,14 +207,9 @@ class ToyPlugin:
 
 
 @pytest.fixture
-def dav_spec(toy_spec, tmp_path, monkeypatch):
+def dav_spec(toy_spec, tmp_path):
     """Write and load a toy spec for our optimizers; keyword arguments replace tables."""
     import t2ialign_solvers.plugin
-
-    plugins_here = {"toy": toy, "dav": plugin, "solvers": t2ialign_solvers.plugin, "toy-diffusion": ToyPlugin}
-    found = plugins.load([toy.entry_point(name, module) for name, module in plugins_here.items()])
-    monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
 
     def load(optimizer=None, run=None, **tables):
         tables = {
@@ -233,4 +227,5 @@ def dav_spec(toy_spec, tmp_path, monkeypatch):
             )
         )
 
-    return load
+    with installed(plugin, t2ialign_solvers.plugin, ToyPlugin):
+        yield load

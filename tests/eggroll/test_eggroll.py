@@ -2,14 +2,14 @@
 
 import json
 
+import misfits
 import pytest
 import torch
-import toy
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import t2ialign
-from t2ialign import SpecError, UsageError, plugins
+from t2ialign import SpecError, UsageError
 from t2ialign.errors import RewardError
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
@@ -18,6 +18,7 @@ from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.distributed import World
+from t2ialign.testing import installed, toy
 from t2ialign_diffusers import compilation
 from t2ialign_diffusers.compilation import compile_forward
 from t2ialign_eggroll import plugin
@@ -45,20 +46,16 @@ SMALL = {"kind": "eggroll", "population": 6}
 
 
 @pytest.fixture
-def eggroll_spec(toy_spec, tmp_path, monkeypatch):
+def eggroll_spec(toy_spec, tmp_path):
     """Write and load a toy spec with our optimizers registered; keyword arguments replace tables."""
-    found = plugins.load(
-        [toy.entry_point("toy", toy), toy.entry_point("eggroll", plugin), toy.entry_point("b", Plugin)]
-    )
-    monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
 
     def load(optimizer=SMALL, run=None, **tables):
         tables["run"] = {"steps": 4, "out": str(tmp_path / "runs"), **(run or {})}
         tables = {"prompts": {"file": "prompts.txt", "per_step": 3, "images_per_prompt": 2}, **tables}
         return specs.load(toy_spec(optimizer=optimizer, **tables))
 
-    return load
+    with installed(misfits, plugin, Plugin):
+        yield load
 
 
 def ready(spec, world=None):
@@ -297,7 +294,7 @@ def test_a_bypassed_layer_is_refused_by_name(eggroll_spec, monkeypatch):
         text = self.conditioning.tensors["prompt_embeds"]
         hidden = torch.tanh(self.net[0](torch.cat([x.flatten(1), text], 1)))
         second = getattr(self.net[2], "base_layer", self.net[2])
-        return toy.t2ialign.Prediction((hidden @ second.weight.T + second.bias).view_as(x), x)
+        return t2ialign.Prediction((hidden @ second.weight.T + second.bias).view_as(x), x)
 
     monkeypatch.setattr(toy.ToyDenoiser, "predict", bypass)
     for form in ("auto", "sequential"):
@@ -314,10 +311,10 @@ def test_a_wrong_row_layout_is_caught(eggroll_spec, monkeypatch):
     def shuffled(self, x, t):
         text = self.conditioning.tensors["prompt_embeds"]
         x0 = self.net(torch.cat([x.flatten(1), text], 1).flip(0)).flip(0)
-        return toy.t2ialign.Prediction(x0.view_as(x), x)
+        return t2ialign.Prediction(x0.view_as(x), x)
 
     monkeypatch.setattr(toy.ToyDenoiser, "predict", shuffled)
-    with pytest.raises(toy.t2ialign.T2IAlignError, match=r"one batch differ.*sequential"):
+    with pytest.raises(t2ialign.T2IAlignError, match=r"one batch differ.*sequential"):
         ready(eggroll_spec()).step(0)
     ready(eggroll_spec({**SMALL, "form": "sequential"})).step(0)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import misfits
 import pytest
 import tomli_w
-import toy
 from torch import Tensor
 
 import t2ialign
 from t2ialign import plugins
+from t2ialign.testing import installed, toy
 from t2ialign_reno import plugin
 
 
@@ -37,13 +38,9 @@ class ToyWorld:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> plugins.Registry:
-    points = [("toy", toy), ("more", ToyWorld()), ("reno", plugin)]
-    found = plugins.load([toy.entry_point(name, target, name) for name, target in points])
-    assert not any(status.error for status in found.plugins)
-    monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
-    return found
+def registry() -> Iterator[plugins.Registry]:
+    with installed(misfits, ToyWorld(), plugin) as found:
+        yield found
 
 
 @pytest.fixture

@@ -84,20 +84,19 @@ CHILD = """
 import sys, pathlib, time
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {here!r})
-import toy, conftest
-from t2ialign import plugins
+import conftest
 from t2ialign.run import runner
-from t2ialign.spec import parse as spec
+from t2ialign.spec import parse
+from t2ialign.testing import installed
 from t2ialign_reno import noise_search, plugin
-found = plugins.load([toy.entry_point(*p) for p in (("toy", toy), ("more", conftest.ToyWorld()), ("reno", plugin))])
-plugins.registry = spec.registry = lambda: found
 quick = noise_search.NoiseSearch.step
 def step(self, index):
     time.sleep(0.05)
     return quick(self, index)
 noise_search.NoiseSearch.step = step
 path = pathlib.Path(sys.argv[2])
-runner.start(spec.load(path)) if sys.argv[1] == "run" else runner.resume(path)
+with installed(conftest.ToyWorld(), plugin):
+    runner.start(parse.load(path)) if sys.argv[1] == "run" else runner.resume(path)
 """
 
 

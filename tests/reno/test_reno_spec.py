@@ -39,7 +39,7 @@ def test_an_autoregressive_backend(reno_spec):
 
 def test_a_sampler_without_gradients(reno_spec):
     message = refusal(reno_spec(sampler={"kind": "toy-step"}))
-    assert "A sampler that fits: toy-differentiable." in message
+    assert "A sampler that fits: toy-differentiable, toy-steps." in message
 
 
 def test_only_held_out_rewards_may_lack_gradients(reno_spec):

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 import torch
-import toy
 from torch.nn import functional as F
 
-from t2ialign import LoraConfig, UsageError, plugins
+from t2ialign import LoraConfig, UsageError
 from t2ialign.lora import adapter as lora
 from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
 from t2ialign.spec.model import Spec
+from t2ialign.testing import installed
 from t2ialign_var import layers
 from t2ialign_var.backend import VarBackend
 from t2ialign_var.config import VarConfig
@@ -56,12 +56,8 @@ def test_a_batched_population_equals_its_members_one_by_one(checkpoint: Path, fo
 
 
 @pytest.fixture
-def eggroll_spec(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spec]:
+def eggroll_spec(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Spec]]:
     """EGGROLL on the tiny VAR with the toy rewards."""
-    modules = {"toy": toy, "var": t2ialign_var.plugin, "eggroll": t2ialign_eggroll.plugin}
-    found = plugins.load([toy.entry_point(name, module, name) for name, module in modules.items()])
-    monkeypatch.setattr("t2ialign.plugins.registry", lambda: found)
-    monkeypatch.setattr("t2ialign.spec.parse.registry", lambda: found)
     (tmp_path / "prompts.txt").write_text("0\na photo of bee\ncat\n")
 
     def make(**backend: Any) -> Spec:
@@ -76,7 +72,8 @@ def eggroll_spec(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path.write_text(tomli_w.dumps(tree))
         return specs.load(path)
 
-    return make
+    with installed(t2ialign_var.plugin, t2ialign_eggroll.plugin):
+        yield make
 
 
 def test_a_run_ends_with_a_checked_export(eggroll_spec: Callable[..., Spec]) -> None:

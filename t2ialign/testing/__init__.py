@@ -1,0 +1,11 @@
+"""What the tests of a plugin use, from pytest or without it.
+
+check_reward, check_backend, check_sampler, check_optimizer     contract tests: AssertionError in one sentence
+toy                                                             the smallest complete part of every kind
+run_spec, write_spec, installed, entry_point                    a world in which a spec runs in a second
+"""
+
+from t2ialign.testing import toy
+from t2ialign.testing.world import entry_point, installed, run_spec, write_spec
+
+__all__ = ["entry_point", "installed", "run_spec", "toy", "write_spec"]
