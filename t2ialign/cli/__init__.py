@@ -7,7 +7,7 @@ import sys
 import typer
 
 from t2ialign import __version__
-from t2ialign.cli import inspecting, reporting, results, running
+from t2ialign.cli import inspecting, reporting, results, running, starting
 from t2ialign.cli.score import score
 from t2ialign.errors import T2IAlignError
 
@@ -23,8 +23,8 @@ for command in (
     running.resume,
     inspecting.validate,
     inspecting.plugins,
-    inspecting.schema,
-    inspecting.init,
+    starting.schema,
+    starting.init,
     results.sample,
     results.eval_,
     results.export,

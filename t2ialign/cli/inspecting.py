@@ -1,18 +1,15 @@
-"""``validate``, ``plugins``, ``schema`` and ``init``: everything that needs neither weights nor torch."""
+"""``validate`` and ``plugins``: what a spec would do, and what is installed. No torch."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from t2ialign import plugins as registry_module
 from t2ialign.cli.running import Overrides, SpecFile
-from t2ialign.errors import UsageError
 from t2ialign.spec import parse as specs
-from t2ialign.spec import text as spec_text
 from t2ialign.spec.model import Spec
 
 
@@ -120,31 +117,3 @@ def plugins(
         if status.error:
             console.print(f"[red]broken[/red]: {status.name} ({status.distribution} {status.version}): ", end="")
             console.print(status.error, markup=False, soft_wrap=True)
-
-
-def schema() -> None:
-    """Print a JSON Schema of the whole spec, installed plugins included, for editors that complete TOML."""
-    typer.echo(json.dumps(spec_text.json_schema(registry_module.registry()), indent=2))
-
-
-def init(
-    backend: Annotated[str, typer.Option(help="Backend kind.")],
-    optimizer: Annotated[str, typer.Option(help="Optimizer kind.")],
-    reward: Annotated[str, typer.Option(help="Reward kind.")],
-    sampler: Annotated[str, typer.Option(help="Sampler kind; 'none' for a backend that samples itself.")] = "one-step",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The spec file to write; it must not exist.")] = Path(
-        "spec.toml"
-    ),
-) -> None:
-    """Write a commented spec for a chosen backend, sampler, optimizer and reward."""
-    found = registry_module.registry()
-    if out.exists():
-        raise UsageError(f"{out} exists; choose another --out")
-    text = spec_text.template(
-        found.find("backend", backend),
-        None if sampler == "none" else found.find("sampler", sampler),
-        found.find("optimizer", optimizer),
-        found.find("reward", reward),
-    )
-    out.write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {out}; next: t2ialign validate {out}")

@@ -146,6 +146,19 @@ class Spec:
     def uses_lora(self) -> bool:
         return "lora" in self.optimizer.requires().get("backend", set())
 
+    def check_images_are_scored_alone(self) -> None:
+        """For searches, which work on every image by itself.
+
+        Raises:
+            UsageError: an optimised reward is normalised over several images.
+        """
+        for reward in self.rewards:
+            if reward.mix.weight and reward.mix.normalise not in ("none", "range"):
+                raise UsageError(
+                    f"every image is searched on its own, but normalise = '{reward.mix.normalise}' of reward"
+                    f" '{reward.name}' compares images; use 'none' or 'range'"
+                )
+
     def file(self, reference: str) -> Path:
         """A prompt file that the spec names."""
         return existing(reference, self.folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from t2ialign.cli import starting
 from t2ialign.errors import SpecError, UsageError
 from t2ialign.spec import parse as specs
 from t2ialign.spec import text as spec_text
@@ -132,7 +133,7 @@ def test_the_resolved_spec_is_a_fixed_point(toy_spec, tmp_path):
 
 def test_schema_accepts_the_resolved_spec_and_refuses_a_typo(toy_spec, toy_registry):
     jsonschema = pytest.importorskip("jsonschema")
-    schema = spec_text.json_schema(toy_registry)
+    schema = starting.json_schema(toy_registry)
     tree = spec_text.to_tree(specs.load(toy_spec()))
     jsonschema.validate(tree, schema)
     tree["optimizer"]["sclae"] = 1.0
@@ -141,7 +142,7 @@ def test_schema_accepts_the_resolved_spec_and_refuses_a_typo(toy_spec, toy_regis
 
 
 def test_template_is_a_valid_spec_once_its_file_exists(toy_registry, tmp_path):
-    text = spec_text.template(
+    text = starting.template(
         *(toy_registry.find(role, kind) for role, kind in [
             ("backend", "toy-model"), ("sampler", "toy-step"), ("optimizer", "toy-search"), ("reward", "toy-redness"),
         ])

@@ -12,6 +12,7 @@ from house.imports import circles, graph, sources, upward
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = sorted(file.parent for file in (ROOT / "plugins").glob("*/pyproject.toml"))
+MOST_MODULES, MOST_LINES = 10, 400
 #: Lowest first; what stands on one line may import each other and everything above the line, never below it.
 ORDER = """\
 errors hookspecs
@@ -35,6 +36,15 @@ def test_the_core_imports_downwards():
 def test_there_is_no_circle(package):
     source = package if package.name == "t2ialign" else next((package / "src").glob("t2ialign_*"))
     assert circles(graph(sources(source))) == []
+
+
+@pytest.mark.parametrize("package", [ROOT / "t2ialign", *PLUGINS], ids=lambda path: path.name)
+def test_files_and_folders_are_small(package):
+    for folder in {file.parent for file in package.rglob("*.py")}:
+        modules = [file for file in folder.glob("*.py") if not file.name.startswith("__")]
+        assert len(modules) <= MOST_MODULES or folder.parent.name == "src", folder
+        long = [file for file in modules if len(file.read_text(encoding="utf-8").splitlines()) > MOST_LINES]
+        assert not long
 
 
 def test_the_core_imports_no_plugin_and_no_diffusers():

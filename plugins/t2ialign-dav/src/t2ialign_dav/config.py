@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from t2ialign import LoraOptimizerConfig, OptimizerConfig, Plan, Requirements, UsageError
+from t2ialign import LoraOptimizerConfig, OptimizerConfig, Plan, Requirements
 from t2ialign_dav.cost import Cost, lockstep, tree
 
 if TYPE_CHECKING:
@@ -41,12 +41,7 @@ class SearchConfig(OptimizerConfig):
         return lockstep(steps, steps, self.particles, self.initial, self.value_gradient)
 
     def plan(self, spec: Spec) -> Plan:
-        for reward in spec.rewards:
-            if reward.mix.weight and reward.mix.normalise not in ("none", "range"):
-                raise UsageError(
-                    f"every image is searched on its own, but normalise = '{reward.mix.normalise}' of reward"
-                    f" '{reward.name}' compares images; use 'none' or 'range'"
-                )
+        spec.check_images_are_scored_alone()
         trajectories = spec.prompts.per_step * spec.prompts.images_per_prompt
         cost = self.cost(spec.sampler_config.evaluations())
         notes = {

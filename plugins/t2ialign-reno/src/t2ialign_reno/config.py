@@ -44,12 +44,7 @@ class NoiseSearchConfig(OptimizerConfig):
 
     def plan(self, spec: Spec) -> Plan:
         """One step is one iteration of all the searches that run at the same time."""
-        for reward in spec.rewards:
-            if reward.mix.weight and reward.mix.normalise not in ("none", "range"):
-                raise UsageError(
-                    f"every image is searched on its own, but normalise = '{reward.mix.normalise}' of reward"
-                    f" '{reward.name}' compares images; use 'none' or 'range'"
-                )
+        spec.check_images_are_scored_alone()
         texts = prompts.read(spec.prompt_file())
         if self.layout:
             LAYOUTS[self.layout].check(texts, spec.prompts.images_per_prompt, spec.prompt_file())
