@@ -52,12 +52,14 @@ def eval_(
     """Evaluate a run's base against its tuned model on shared seeds, and rewrite its evaluation folder and report."""
     others = parse_samplers(samplers or [])
     quiet_libraries()
-    from t2ialign.run import runner
+    from t2ialign.report import page as report
+    from t2ialign.run import finish, runner
     from t2ialign.run.display import Display
 
     display = Display()
     run_dir, problem, optimizer = runner.restore(run, step, display)
-    summary = runner.evaluate_run(run_dir, problem, optimizer, display, others)
+    summary = finish.evaluate_run(run_dir, problem, optimizer, display, others)
+    report.write(run_dir)
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return
@@ -75,14 +77,14 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist.")],
     step: Step = None,
 ) -> None:
-    """Write what a run delivers at a checkpoint, and check that it loads."""
+    """Write what a run delivers at a checkpoint, and check it; a failed check leaves the files, and exit code 1."""
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out")
     quiet_libraries()
-    from t2ialign.run import runner
-    from t2ialign.storage import files
+    from t2ialign.run import finish, runner
 
     _, _, optimizer = runner.restore(run, step)
-    with files.new_folder(out) as folder:
-        optimizer.export(folder)
+    finish.write_export(optimizer, out)
     typer.echo(f"wrote {out}")
+    finish.check_export(optimizer, out)
+    typer.echo("checked")

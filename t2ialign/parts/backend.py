@@ -100,9 +100,44 @@ class Backend(Part, ABC):
         noise = self.noise(seeds) if noise is None else noise
         return self.decode(sampler.sample(self.denoiser(conditioning), noise, seeds))
 
-    @abstractmethod
-    def load_lora(self, folder: Path) -> None:
-        """Load an exported LoRA with the tool its users will use (``load_lora_weights`` where diffusers has it)."""
+    def load_lora(self, path: Path, name: str = "default") -> None:
+        """Attach a LoRA, as peft layers, with the tool its users will use (``load_lora_weights`` where there is one).
+
+        Args:
+            path: file or folder.
+            name: peft's name of the adapter; another one may be attached already.
+
+        Raises:
+            UsageError: no LoRA there, or tensors that this network does not take.
+        """
+        from t2ialign.lora.adapter import move_adapters
+        from t2ialign.lora.file import attach
+
+        attach(self.adapted, self.read_lora(path), name)
+        move_adapters(self.adapted, self.device)
+
+    def read_lora(self, reference: str | Path) -> dict[str, Tensor]:
+        """The factors of a LoRA for ``adapted``, "<module path>.lora_A.weight" (r, in) and "….lora_B.weight" (out, r).
+
+        float32, every strength folded into B.
+
+        Args:
+            reference: file, folder or hub id, of any layout whose names ``lora_names`` knows.
+
+        Raises:
+            UsageError: no LoRA there, or tensors that the network does not take, by name.
+        """
+        from t2ialign.lora.reading import fitted
+
+        return fitted(self.adapted, reference, self.info.adapter_prefix, self.lora_names)
+
+    def lora_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA's factors under "<component>.<module>.lora_A.weight" and "….lora_B.weight", whoever named them.
+
+        Args:
+            tensors: factors as a file names them, every strength folded into B.
+        """
+        return {name.replace("base_model.model", self.info.adapter_prefix): tensor for name, tensor in tensors.items()}
 
     def snippet(self) -> str:
         """Python code for the model card: how to load the exported LoRA."""

@@ -68,7 +68,18 @@ class Optimizer(Part, ABC):
 
     @abstractmethod
     def export(self, folder: Path) -> None:
-        """Write what the run delivers, and prove that it loads and gives the same images."""
+        """Write what the run delivers, with a README.md. Checking it is for ``check``, once it is safe on disk."""
+
+    def check(self, folder: Path) -> str:
+        """Prove what ``export`` wrote, by reading it back; without a second copy of the network.
+
+        Returns:
+            What was shown, one line for README.md; empty where there is nothing to prove.
+
+        Raises:
+            ExportError: what was read is not what the run has. The files stay, marked as unchecked.
+        """
+        return ""
 
 
 class LoraOptimizer(Optimizer):
@@ -110,10 +121,16 @@ class LoraOptimizer(Optimizer):
             self.average.load_state(state.tensors)
 
     def export(self, folder: Path) -> None:
-        from t2ialign.problem.export import export_lora
+        from t2ialign.problem.export import write_export
 
         with self.delivered():
-            export_lora(self.problem, folder)
+            write_export(self.problem, folder)
+
+    def check(self, folder: Path) -> str:
+        from t2ialign.problem.export import check_export
+
+        with self.delivered():
+            return check_export(self.problem, folder)
 
 
 def load_optimizer(problem: Problem) -> Optimizer:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from t2ialign.errors import RewardError, T2IAlignError, UsageError
-from t2ialign.evaluation.evaluate import evaluate, items, score, summarise
+from t2ialign.evaluation.evaluate import items, score, summarise
 from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
 from t2ialign.problem.problem import Problem, assemble
-from t2ialign.report import page as report
 from t2ialign.run.display import Display
-from t2ialign.spec.model import Chosen, Spec
-from t2ialign.storage import files, images
+from t2ialign.run.finish import finish
+from t2ialign.spec.model import Spec
+from t2ialign.storage import images
 from t2ialign.storage.run_directory import RunDir
 from t2ialign.tensors import distributed
 
@@ -159,29 +158,12 @@ class _Loop:
         images.save_png(images.grid([pictures], prompts), path, {"step": str(done), "prompts": "\n".join(prompts)})
 
     def _finish(self) -> None:
-        """Export and final evaluation; done again from scratch if a kill fell into it."""
-        if self.main:
-            self.display.say("exporting and checking the export")
-            with files.new_folder(self.run_dir.path / "export") as folder:
-                self.optimizer.export(folder)
-            evaluate_run(self.run_dir, self.problem, self.optimizer, self.display)
-        self.problem.world.barrier()
-
-
-def evaluate_run(
-    run: RunDir,
-    problem: Problem,
-    optimizer: Optimizer,
-    display: Display,
-    samplers: Mapping[str, Chosen] | None = None,
-) -> dict[str, Any]:
-    """Write the run's ``evaluation`` folder and its report; further samplers are variants beside base and tuned."""
-    others = {name: problem.with_sampler(chosen) for name, chosen in (samplers or {}).items()}
-    total = (2 + len(others)) * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
-    with display.bar("evaluating " + ", ".join(["base", "tuned", *others]), total) as bar:
-        summary = evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
-    report.write(run)
-    return summary
+        """Done again from scratch if a kill fell into it."""
+        try:
+            if self.main:
+                finish(self.run_dir, self.problem, self.optimizer, self.display)
+        finally:
+            self.problem.world.barrier()
 
 
 class _Trend:

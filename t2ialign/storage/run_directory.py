@@ -105,11 +105,11 @@ class RunDir:
 
     def save_checkpoint(self, step: int, state: State, keep: int) -> None:
         """Write ``checkpoints/step-NNNNNN`` and drop all but the newest ``keep``."""
-        from safetensors.torch import save_file
+        from t2ialign.storage.tensor_files import write_tensors
 
         folder = self.path / "checkpoints"
         with files.new_folder(folder / f"step-{step:06d}") as new:
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.tensors.items()}, new / "state.safetensors")
+            write_tensors(new / "state.safetensors", state.tensors)
             (new / "state.json").write_text(json.dumps({"step": step, "values": state.values}), encoding="utf-8")
         for old in self._checkpoints()[:-keep]:
             shutil.rmtree(old)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from pydantic import Field
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 import t2ialign
 from t2ialign import seeding
 from t2ialign.hookspecs import Register
-from t2ialign.lora.file import FILE, load_lora_file
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.paths import DiffusionPath, FlowPath
 
@@ -88,12 +86,6 @@ class ToyBackend(t2ialign.Backend):
 
     def decode(self, latents: Tensor) -> Tensor:
         return torch.sigmoid(latents)
-
-    def load_lora(self, folder: Path) -> None:
-        load_lora_file(self.net, folder / FILE)
-
-    def snippet(self) -> str:
-        return 't2ialign.lora.file.load_lora_file(net, "pytorch_lora_weights.safetensors")'
 
 
 class ToyFlow(ToyBackend):

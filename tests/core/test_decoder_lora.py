@@ -9,7 +9,7 @@ from worlds import WORLD
 
 from t2ialign.cli import app
 from t2ialign.errors import UsageError
-from t2ialign.problem.export import export_lora
+from t2ialign.problem.export import check_export, write_export
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
 from t2ialign.spec import parse as specs
@@ -31,7 +31,8 @@ def test_a_population_moves_and_exports_it(spec, tmp_path):
     problem = assemble(specs.load(spec), report=lambda text: None)
     optimizer = load_optimizer(problem)
     optimizer.step(0)
-    export_lora(problem, tmp_path / "export")
+    write_export(problem, tmp_path / "export")
+    check_export(problem, tmp_path / "export")
     files = {path.name: load_file(path) for path in (tmp_path / "export").glob("*.safetensors")}
     assert sorted(files) == ["pytorch_lora_weights.safetensors", "vae_lora_weights.safetensors"]
     assert all(name.startswith("unet.") for name in files["pytorch_lora_weights.safetensors"])

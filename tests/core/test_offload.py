@@ -8,7 +8,7 @@ from worlds import WORLD
 
 from t2ialign.errors import SpecError
 from t2ialign.lora.adapter import Adapter, move_adapters
-from t2ialign.problem.export import export_lora
+from t2ialign.problem.export import check_export, write_export
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
 from t2ialign.spec import parse as specs
@@ -29,7 +29,8 @@ def test_a_population_is_evaluated_and_exported_as_without(tmp_path, shelved):
     for name, parameter in problem.adapter.parameters().items():
         assert torch.equal(parameter, plain[name])
     assert len(shelved) > 20
-    export_lora(problem, tmp_path / "export")  # compares with the images of a fresh, offloaded backend
+    write_export(problem, tmp_path / "export")
+    check_export(problem, tmp_path / "export")
 
 
 @pytest.mark.parametrize("name", ["reno-shapes", "dav-shapes"])

@@ -13,7 +13,7 @@ from t2ialign import LoraConfig, UsageError, checkpoints, seeding
 from t2ialign.errors import SpecError
 from t2ialign.lora.adapter import Adapter
 from t2ialign.lora.file import write_lora
-from t2ialign.problem.export import export_lora
+from t2ialign.problem.export import check_export, write_export
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
 from t2ialign.spec import parse as specs
@@ -124,7 +124,8 @@ def test_a_population_runs_and_exports(kind, tmp_path):
     overrides = [f"backend.quantization.kind={kind}", targets, "optimizer.form=merged"]  # which no such layer can be
     problem = assemble(specs.load(tmp_path / "spec.toml", overrides), report=lambda text: None)
     load_optimizer(problem).step(0)
-    export_lora(problem, tmp_path / "export")
+    write_export(problem, tmp_path / "export")
+    check_export(problem, tmp_path / "export")
     assert f"base in {kind}" in (tmp_path / "export" / "README.md").read_text()
 
 

@@ -15,10 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from t2ialign.errors import ExportError, RewardError, UsageError
+from t2ialign.errors import RewardError, UsageError
 from t2ialign.evaluation.evaluate import items
-from t2ialign.problem.export import export_lora
-from t2ialign.problem.optimizer import LoraOptimizer
 from t2ialign.problem.problem import assemble
 from t2ialign.run import runner
 from t2ialign.run.display import Display
@@ -188,20 +186,6 @@ def test_export_has_the_scale_folded_in_and_alpha_equal_to_rank(toy_spec, tmp_pa
     assert torch.equal(saved["transformer.0.lora_A.weight"], own["0.lora_A.weight"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "base_model: some/model" in card
-
-
-def test_an_export_that_changes_nothing_is_refused(toy_spec, tmp_path):
-    problem = assemble(specs.load(toy_spec()), report=lambda text: None)
-    with pytest.raises(ExportError, match="still zero"):
-        export_lora(problem, tmp_path / "out")
-
-
-def test_an_export_that_loads_wrongly_is_refused(toy_spec, tmp_path, monkeypatch):
-    _, _, optimizer = runner.restore(runner.start(specs.load(toy_spec()), QUIET).path, None, QUIET)
-    assert isinstance(optimizer, LoraOptimizer)
-    monkeypatch.setattr("t2ialign.testing.toy.ToyBackend.load_lora", lambda self, folder: None)
-    with pytest.raises(ExportError, match="other images than the run"):
-        optimizer.export(tmp_path / "out")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -24,6 +24,7 @@ from t2ialign import checkpoints
 from t2ialign.errors import UsageError
 from t2ialign.lora.adapter import matching, move_adapters
 from t2ialign.lora.file import component_file, load_lora_file
+from t2ialign.lora.reading import find
 from t2ialign.parts.backend import Backend
 from t2ialign.storage.embeds import EmbedsCache, Row, assemble
 from t2ialign.tensors.batching import split
@@ -31,7 +32,9 @@ from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_diffusers.compilation import compile_forward
 from t2ialign_diffusers.config import DiffusersConfig
 from t2ialign_diffusers.folder import open_checkpoint, read_json
+from t2ialign_diffusers.lora_names import Originals, to_modules
 from t2ialign_diffusers.offload import TakingTurns
+from t2ialign_diffusers.originals import originals
 from t2ialign_diffusers.quantization import quantize
 from t2ialign_diffusers.recompute import blocks, recompute_blocks
 
@@ -237,38 +240,48 @@ class DiffusersBackend(Backend):
 
     # LoRA
 
-    def load_lora(self, folder: Path) -> None:
+    def load_lora(self, path: Path, name: str = "default") -> None:
         """Load with the pipeline's own ``load_lora_weights``, and make sure that every tensor of the file was taken.
 
-        A LoRA of the decoder beside it is loaded with ``load_lora_file``.
+        A file in the layout of our exports goes there as it is. Any other one is read first, since diffusers gets some
+        strengths wrong, and only warns about tensors that it does not take. A LoRA of the decoder beside it is loaded
+        with ``load_lora_file``.
 
         Raises:
-            UsageError: no LoRA file, or tensors that this network does not take (diffusers would only warn).
+            UsageError: no LoRA, or tensors that this network does not take.
         """
-        file = folder / LORA_FILE
-        if not file.is_file():
-            raise UsageError(f"no {LORA_FILE} in {folder}")
-        before = set(getattr(self.trainable, "peft_config", {}))
+        file = find(path)
+        wanted = self.read_lora(file)
+        own = {n: t for n, t in wanted.items() if not self.config.lora_decoder or not n.startswith("vae.")}
+        prefix = "" if self.config.lora_decoder else f"{self.trained_component}."
+        named = {f"{prefix}{n}": tensor for n, tensor in own.items()}
         with safe_open(file, "pt") as stream:
-            names = list(stream.keys())
+            as_it_is = set(stream.keys()) == set(named)
+        source = (str(file.parent), {"weight_name": file.name}) if as_it_is else (named, {})
         try:
             with quiet_libraries():
-                self.pipeline.load_lora_weights(str(folder), weight_name=LORA_FILE)
+                self.pipeline.load_lora_weights(source[0], adapter_name=name, **source[1])
         except (ValueError, KeyError, RuntimeError) as error:
             raise UsageError(f"{file}: diffusers cannot load this LoRA ({error})") from error
         move_adapters(self.trainable, self.device)
-        new = set(getattr(self.trainable, "peft_config", {})) - before
-        taken = sum(not new.isdisjoint(name.split(".")) for name, _ in self.trainable.named_parameters())
-        if taken == 0 or taken != len(names):
-            raise UsageError(
-                f"{file}: {taken} of {len(names)} tensors fit {type(self.trainable).__name__}; names must be"
-                f" '{self.trained_component}.<module>.lora_A.weight' and '….lora_B.weight', not '{names[0]}'"
-            )
-        self._load_decoder_lora(folder)
+        taken = sum(name in parameter.split(".") for parameter, _ in self.trainable.named_parameters())
+        if taken != len(named):
+            raise UsageError(f"{file}: diffusers takes {taken} of {len(named)} tensors that fit the network")
+        self._load_decoder_lora(file.with_name(DECODER_LORA_FILE), name)
 
-    def _load_decoder_lora(self, folder: Path) -> None:
-        if (folder / DECODER_LORA_FILE).is_file():
-            move_adapters(load_lora_file(self.pipeline.vae, folder / DECODER_LORA_FILE, "vae").module, self.device)
+    def _load_decoder_lora(self, file: Path, name: str) -> None:
+        if file.is_file():
+            move_adapters(load_lora_file(self.pipeline.vae, file, "vae", name).module, self.device)
+
+    def lora_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = to_modules(tensors, self.trainable, self.original_names())
+        return {
+            name if name in tensors else f"{self.trained_component}.{name}": tensor for name, tensor in found.items()
+        }
+
+    def original_names(self) -> Originals:
+        """How the original checkpoint of the model calls its layers; empty where it does as diffusers does."""
+        return originals(self.trainable)
 
     def snippet(self) -> str:
         kind = self.config.quantization and self.config.quantization.kind

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from t2ialign import Backend, BackendInfo, Sampler, UsageError, checkpoints
-from t2ialign.lora.file import FILE, load_lora_file
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_infinity import ladders
 from t2ialign_infinity.bits import BitQuantiser
@@ -126,9 +124,6 @@ class InfinityBackend(Backend):
             self.transformer, self.quantiser, self.rotation, text, self.guidance, self.tau, choose
         )
         return self.vae.decode(features)
-
-    def load_lora(self, folder: Path) -> None:
-        load_lora_file(self.transformer, folder / FILE, self.info.adapter_prefix)
 
     def snippet(self) -> str:
         config = self.config

@@ -24,7 +24,7 @@ from t2ialign.tensors import solver_state
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_ppo import ppo
 from t2ialign_ppo.distributions import Draws
-from t2ialign_ppo.export import export_table
+from t2ialign_ppo.export import check_table, export_table
 from t2ialign_ppo.policy import Policy
 from t2ialign_ppo.rollouts import rollout, sampler_of, scored
 from t2ialign_ppo.validation import Validation
@@ -143,3 +143,6 @@ class PpoEpd(Optimizer):
         validation = self.validation
         chosen = {"step": validation.best_step, "validation_gain": validation.best_gain}
         export_table(self.problem, self.table, chosen if self.config.validate_every else {}, folder)
+
+    def check(self, folder: Path) -> str:
+        return check_table(self.problem, self.table, folder)

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from t2ialign.storage import files, images
+from t2ialign.storage.tensor_files import write_tensors
 from t2ialign_reno.searches import Found, Search
 
 Scores = dict[str, dict[str, float | None]]
@@ -44,8 +45,7 @@ class Archive:
             for stem, picture in pictures.items():
                 images.save_png(picture, folder / f"{stem}.png", texts)
             if found.noise is not None:
-                noise = found.noise[None].cpu().contiguous()
-                save_file({"latents": noise}, folder / "latents.safetensors")
+                write_tensors(folder / "latents.safetensors", {"latents": found.noise[None]})
             lines = [json.dumps({name: finite(value) for name, value in line.items()}) for line in found.trajectory]
             (folder / "trajectory.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
             summary = {

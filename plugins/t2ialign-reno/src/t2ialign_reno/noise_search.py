@@ -20,7 +20,7 @@ from t2ialign.tensors.distributed import World
 from t2ialign_reno.archive import Archive, finite
 from t2ialign_reno.config import chosen_sampler
 from t2ialign_reno.engine import Engine, Method, Watch, draw
-from t2ialign_reno.export import export_images
+from t2ialign_reno.export import check_noise, export_images
 from t2ialign_reno.searches import Found, Item, Search, searches_of
 
 
@@ -126,6 +126,9 @@ class NoiseSearch(Optimizer):
 
     def export(self, folder: Path) -> None:
         export_images(self.problem, self.archive, self.finished(), self.config.layout, folder)
+
+    def check(self, folder: Path) -> str:
+        return check_noise(self.problem, self.finished(), folder)
 
     def finished(self) -> dict[Item, Found]:
         """The run's images all of whose searches have ended, each with the best of them."""

@@ -9,9 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from t2ialign import BackendInfo, UsageError, checkpoints
-from t2ialign.lora.adapter import move_adapters
-from t2ialign.lora.file import load_lora_file
+from t2ialign import Backend, BackendInfo, UsageError, checkpoints
 from t2ialign.storage.embeds import Row
 from t2ialign.tensors.paths import VPPath
 from t2ialign_diffusers.backend import LORA_FILE, quiet_libraries
@@ -90,11 +88,9 @@ class PixArtDmd(GuidedBackend):
         )[0].float()
         return output[:, : x.shape[1]]  # the other half is a learned variance
 
-    def load_lora(self, folder: Path) -> None:
-        """Attach the exported file with peft: PixArtAlphaPipeline has no ``load_lora_weights``."""
-        load_lora_file(self.trainable, folder / LORA_FILE)
-        move_adapters(self.trainable, self.device)
-        self._load_decoder_lora(folder)
+    def load_lora(self, path: Path, name: str = "default") -> None:
+        """Attach with peft: PixArtAlphaPipeline has no ``load_lora_weights``."""
+        Backend.load_lora(self, path, name)
 
     def snippet_loading(self) -> str:
         student = self.config.network_checkpoint

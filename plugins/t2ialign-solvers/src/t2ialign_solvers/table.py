@@ -9,12 +9,12 @@ from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from t2ialign import UsageError
 from t2ialign.spec.checkpoints import local_path
 from t2ialign.storage import files
+from t2ialign.storage.tensor_files import write_tensors
 from t2ialign_solvers.config import Schedule
 
 FORMAT = "t2ialign-solver-table/1"
@@ -81,10 +81,8 @@ class SolverTable:
         """Write a ``.json`` or ``.safetensors`` file; float32 values come back exactly."""
         settings: dict[str, Any] = {"format": FORMAT} | {name: getattr(self, name) for name in _SETTINGS}
         if path.suffix == ".safetensors":
-            temporary = path.with_suffix(".tmp")
-            tensors = {name: getattr(self, name).contiguous().clone() for name in _TENSORS}
-            save_file(tensors, temporary, metadata={"table": json.dumps(settings)})
-            temporary.replace(path)
+            tensors = {name: getattr(self, name) for name in _TENSORS}
+            write_tensors(path, tensors, {"table": json.dumps(settings)})
         else:
             files.write_json(path, settings | {name: getattr(self, name).tolist() for name in _TENSORS})
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from t2ialign import Backend, BackendInfo, Sampler, checkpoints
-from t2ialign.lora.file import FILE, load_lora_file
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_var.classes import imagenet, read_classes
 from t2ialign_var.config import VarConfig
@@ -104,9 +102,6 @@ class VarBackend(Backend):
             choose = MixCodes(quantiser, seeds, options.top_k, options.top_p)
         labels = conditioning.tensors["class_id"]
         return self.vqvae.decode(sample_features(self.transformer, quantiser, labels, options.guidance_scale, choose))
-
-    def load_lora(self, folder: Path) -> None:
-        load_lora_file(self.transformer, folder / FILE, self.info.adapter_prefix)
 
     def snippet(self) -> str:
         config = self.config

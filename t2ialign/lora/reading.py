@@ -1,0 +1,201 @@
+"""LoRA files of any origin: found, read, strengths folded into B, and fitted to a network."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from t2ialign.errors import UsageError
+from t2ialign.spec import checkpoints
+
+log = logging.getLogger(__name__)
+
+FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+#: (B, A) as the endings of names in the wild; with these alone a strength can be folded into B.
+PAIRS = (
+    (".lora_B.weight", ".lora_A.weight"),
+    (".lora_up.weight", ".lora_down.weight"),
+    ("_lora.up.weight", "_lora.down.weight"),
+    (".lora.up.weight", ".lora.down.weight"),
+    (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
+    (".lora_B.default.weight", ".lora_A.default.weight"),
+)
+PEFT_PREFIX = "base_model.model."
+TEXT_ENCODERS = ("text_encoder", "lora_te", "text_encoders")
+
+
+def component_file(component: str) -> str:
+    """Name of the LoRA file of a component that no pipeline loads one into."""
+    return f"{component}_lora_weights.safetensors"
+
+
+def find(reference: str | Path) -> Path:
+    """The LoRA file behind a file, a folder or a hub id.
+
+    In a folder: ours, else PEFT's, else the only safetensors file.
+
+    Raises:
+        UsageError: nothing is there, or several files could be meant.
+    """
+    path = checkpoints.resolve(str(reference), patterns=("*.safetensors", PEFT_CONFIG))
+    if path.is_file():
+        return path
+    for name in (FILE, PEFT_FILE):
+        if (path / name).is_file():
+            return path / name
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise UsageError(f"{reference}: which LoRA? It has no {FILE} and no {PEFT_FILE}; safetensors files: {names}")
+    return files[0]
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """The file's tensors under its own names, float32, with every strength (alpha / r) folded into B.
+
+    Strengths come from ``.alpha`` tensors, from the header (``lora_adapter_metadata``), or from ``adapter_config.json``
+    beside the file.
+
+    Raises:
+        UsageError: no readable safetensors file, or another kind of adapter.
+    """
+    try:
+        with safe_open(file, "pt") as stream:
+            names = list(stream.keys())
+            tensors = {name: stream.get_tensor(name) for name in names}
+            header = json.loads((stream.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"no readable LoRA at {file}: {error}") from error
+    if config := _peft_config(file):
+        header = {f"{PEFT_PREFIX.rstrip('.')}.{key}": value for key, value in config.items()}
+    folded: dict[str, Tensor] = {}
+    other = dict(tensors)
+    for up, down in PAIRS:
+        for name in [n for n in other if n.endswith(up)]:
+            module = name.removesuffix(up)
+            if module + down not in other:
+                raise UsageError(f"{file}: '{name}' has no '{module + down}' beside it")
+            a, b = other.pop(module + down).float(), other.pop(name).float()
+            alpha = other.pop(f"{module}.alpha", None)
+            alpha = None if alpha is None else float(alpha)
+            folded |= {module + down: a, name: b * _strength(module, a.shape[0], alpha, header)}
+    if other:
+        raise UsageError(f"{file}: only LoRA factors can be read, not {_some(sorted(other))}")
+    return folded
+
+
+def fitted(
+    network: nn.Module,
+    reference: str | Path,
+    prefix: str,
+    translate: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """A LoRA for a network: "<module path>.lora_A.weight" (r, in) and "….lora_B.weight" (out, r), float32.
+
+    Layers of text encoders are left out with a warning: no run goes through the encoders' LoRA.
+
+    Args:
+        network: what carries the LoRA, or an ``nn.ModuleDict`` of it and other components, whose files lie beside it.
+        prefix: component name of the network.
+        translate: names of a file -> "<prefix>.<module path>.lora_A.weight" and "….lora_B.weight".
+
+    Raises:
+        UsageError: no such file, or tensors that the network does not take, by name.
+    """
+    file = find(reference)
+    tensors = read(file)
+    if text := sorted(name for name in tensors if name.startswith(TEXT_ENCODERS)):
+        log.warning("%s: %d tensors are for text encoders and are not used, such as %s", file, len(text), text[0])
+    tensors = translate({name: tensor for name, tensor in tensors.items() if not name.startswith(TEXT_ENCODERS)})
+    whole = isinstance(network, nn.ModuleDict)
+    own = {(name if whole else name.removeprefix(f"{prefix}.")): tensor for name, tensor in tensors.items()}
+    if isinstance(network, nn.ModuleDict):
+        for component in set(network) - {prefix}:
+            beside = file.with_name(component_file(component))
+            own |= read(beside) if beside.is_file() else {}
+    check_fit(file, network, own)
+    modules = dict(network.named_modules())
+    return {name: _like(modules[name.rpartition(".lora_")[0]], tensor) for name, tensor in own.items()}
+
+
+def check_fit(file: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Every tensor belongs to a module of the network and has its shape.
+
+    Raises:
+        UsageError: names those that do not.
+    """
+    modules = dict(network.named_modules())
+    wrong = []
+    for name, tensor in tensors.items():
+        path, _, side = name.rpartition(".lora_")
+        weight = getattr(modules.get(path), "weight", None)
+        if weight is None or side not in ("A.weight", "B.weight"):
+            wrong.append(name)
+            continue
+        outputs, inputs = _sizes(modules[path])
+        if tensor.shape[0 if side == "B.weight" else 1] != (outputs if side == "B.weight" else inputs):
+            wrong.append(f"{name} {tuple(tensor.shape)}")
+    if wrong or not tensors:
+        kind = type(network).__name__
+        raise UsageError(
+            f"{file} is for another model: {len(wrong)} of {len(tensors)} tensors do not fit {kind}: {_some(wrong)}"
+        )
+
+
+def _like(module: nn.Module, factor: Tensor) -> Tensor:
+    """A factor in the form of its layer: a linear layer and a 1 x 1 convolution are the same thing to many files."""
+    if isinstance(base_layer(module), nn.Conv2d):
+        return factor if factor.ndim == 4 else factor[:, :, None, None]
+    return factor.flatten(1)
+
+
+def base_layer(module: nn.Module) -> nn.Module:
+    """The layer under a LoRA layer, or the module itself."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a layer, which a quantised weight's shape would not tell."""
+    base: Any = base_layer(module)
+    if hasattr(base, "in_features"):
+        return base.out_features, base.in_features
+    return base.weight.shape[0], base.weight.shape[1]
+
+
+def _peft_config(file: Path) -> dict[str, Any]:
+    config = file.with_name(PEFT_CONFIG)
+    if file.name != PEFT_FILE or not config.is_file():
+        return {}
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    unknown = [key for key in ("use_dora", "use_rslora", "fan_in_fan_out") if settings.get(key)]
+    if settings.get("peft_type") != "LORA" or unknown:
+        raise UsageError(
+            f"{config}: only plain LoRA can be read, not {', '.join(unknown) or settings.get('peft_type')}"
+        )
+    return {"lora_alpha": 8, **settings}  # peft's own default
+
+
+def _strength(module: str, rank: int, alpha: float | None, header: Mapping[str, Any]) -> float:
+    """alpha / r of a module: its own ``.alpha``, else the header's, else 1."""
+    if alpha is not None:
+        return alpha / rank
+    for prefix in {key.rpartition(".")[0] for key in header if key.endswith(".lora_alpha")}:
+        path = module.removeprefix(f"{prefix}.")
+        if path != module:
+            patterns: Mapping[str, float] = header.get(f"{prefix}.alpha_pattern") or {}
+            found = [a for pattern, a in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", path)]
+            return float(found[0] if found else header[f"{prefix}.lora_alpha"]) / rank
+    return 1.0
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,104 @@
+"""The end of a run: what it made is written first and checked second, and no failure keeps the rest from following."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from t2ialign.errors import ExportError, T2IAlignError
+from t2ialign.evaluation.evaluate import evaluate
+from t2ialign.problem.optimizer import Optimizer
+from t2ialign.problem.problem import Problem
+from t2ialign.report import page as report
+from t2ialign.run.display import Display
+from t2ialign.spec.model import Chosen
+from t2ialign.storage import files
+from t2ialign.storage.run_directory import RunDir
+
+log = logging.getLogger(__name__)
+UNCHECKED = "UNCHECKED.txt"
+
+
+class Unfinished(T2IAlignError):
+    """Something at the end of a run failed; everything else was done."""
+
+
+def finish(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display) -> None:
+    """Export, check, evaluation, report, each whatever happened to the others; done again after a kill.
+
+    Raises:
+        Unfinished: names every stage that failed.
+    """
+    folder = run.path / "export"
+    failures: dict[str, Exception] = {}
+
+    def attempt(stage: str, action: Callable[[], object]) -> bool:
+        try:
+            action()
+        except Exception as error:  # raised again once the other stages are done
+            failures[stage] = error
+            display.say(f"{stage} failed: {error}")
+            if not isinstance(error, T2IAlignError):
+                log.exception("%s failed", stage)
+        return stage not in failures
+
+    display.say("writing the export")
+    if attempt("export", lambda: write_export(optimizer, folder)):
+        display.say("checking the export")
+        attempt("check of the export", lambda: check_export(optimizer, folder))
+    attempt("evaluation", lambda: evaluate_run(run, problem, optimizer, display))
+    attempt("report", lambda: report.write(run))
+    if failures:
+        lines = [f"the run is done, but not all of its end: {run.path}"]
+        lines += [f"  {stage}: {error or type(error).__name__}" for stage, error in failures.items()]
+        raise Unfinished("\n".join(lines)) from next(iter(failures.values()))
+
+
+def write_export(optimizer: Optimizer, folder: Path) -> None:
+    """Write what the optimizer delivers into ``folder``, whole or not at all; marked until it is checked."""
+    with files.new_folder(folder) as new:
+        optimizer.export(new)
+        (new / UNCHECKED).write_text("These files were written, but not yet checked.\n", encoding="utf-8")
+
+
+def check_export(optimizer: Optimizer, folder: Path) -> None:
+    """Check a written export; its README.md says what came out, and a failure leaves ``UNCHECKED.txt``.
+
+    Raises:
+        ExportError: the files are not right.
+        Exception: whatever kept the check from its end.
+    """
+    try:
+        line = optimizer.check(folder)
+    except Exception as error:
+        wrong = isinstance(error, ExportError)
+        reason = f"{'' if wrong else f'{type(error).__name__}: '}{error}"
+        verdict = "found these files wrong" if wrong else "did not get through"
+        files.write_text(folder / UNCHECKED, f"The check {verdict}: {reason}\n")
+        _add_to_card(folder, f"**Unchecked**: the check of these files {verdict}: {reason}")
+        raise
+    (folder / UNCHECKED).unlink()
+    if line:
+        _add_to_card(folder, f"Checked: {line}.")
+
+
+def _add_to_card(folder: Path, line: str) -> None:
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    files.write_text(card, f"{text.rstrip()}\n\n{line}\n".lstrip())
+
+
+def evaluate_run(
+    run: RunDir,
+    problem: Problem,
+    optimizer: Optimizer,
+    display: Display,
+    samplers: Mapping[str, Chosen] | None = None,
+) -> dict[str, Any]:
+    """Write the run's ``evaluation`` folder; further samplers are variants beside base and tuned."""
+    others = {name: problem.with_sampler(chosen) for name, chosen in (samplers or {}).items()}
+    total = (2 + len(others)) * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
+    with display.bar("evaluating " + ", ".join(["base", "tuned", *others]), total) as bar:
+        return evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
