@@ -80,14 +80,14 @@ def read(file: Path) -> dict[str, Tensor]:
     folded: dict[str, Tensor] = {}
     other = dict(tensors)
     for up, down in PAIRS:
-        for name in [n for n in other if n.endswith(up)]:
-            module = name.removesuffix(up)
-            if module + down not in other:
-                raise UsageError(f"{file}: '{name}' has no '{module + down}' beside it")
-            a, b = other.pop(module + down).float(), other.pop(name).float()
+        modules = dict.fromkeys(name.removesuffix(end) for name in other for end in (up, down) if name.endswith(end))
+        for module in modules:
+            if lost := [module + end for end in (up, down) if module + end not in other]:
+                raise UsageError(f"{file}: a layer lacks '{lost[0]}'")
+            a, b = other.pop(module + down).float(), other.pop(module + up).float()
             alpha = other.pop(f"{module}.alpha", None)
-            alpha = None if alpha is None else float(alpha)
-            folded |= {module + down: a, name: b * _strength(module, a.shape[0], alpha, header)}
+            strength = _strength(module, a.shape[0], None if alpha is None else float(alpha), header)
+            folded |= {module + down: a, module + up: b * strength}
     if other:
         raise UsageError(f"{file}: only LoRA factors can be read, not {_some(sorted(other))}")
     return folded

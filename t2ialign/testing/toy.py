@@ -87,6 +87,9 @@ class ToyBackend(t2ialign.Backend):
     def decode(self, latents: Tensor) -> Tensor:
         return torch.sigmoid(latents)
 
+    def snippet(self) -> str:
+        return 't2ialign.lora.file.load_lora_file(net, "pytorch_lora_weights.safetensors")'
+
 
 class ToyFlow(ToyBackend):
     """The same sizes as a rectified flow that depends on time, curved enough that solvers differ."""

@@ -192,11 +192,11 @@ def test_lora_file_gives_the_tuned_images_in_a_fresh_backend(make_backend, tmp_p
 
 def test_a_lora_that_fits_nothing_is_an_error(make_backend, tmp_path):
     backend = make_backend()
-    with pytest.raises(UsageError, match=r"no pytorch_lora_weights\.safetensors"):
+    with pytest.raises(UsageError, match=r"has no pytorch_lora_weights\.safetensors"):
         backend.load_lora(tmp_path)
     factors = {"lora_A.weight": torch.zeros(2, 8), "lora_B.weight": torch.zeros(8, 2)}
     module = "transformer_blocks.0.attn1.to_q"
-    for prefix in ("base_model.model.", "unet.", "transformer.no_such_"):
+    for prefix in ("text_model.", "transformer.no_such_"):
         save_file(
             {f"{prefix}{module}.{k}": v for k, v in factors.items()}, tmp_path / "pytorch_lora_weights.safetensors"
         )

@@ -7,7 +7,6 @@ lie below one another. ``Originals`` says which: original name, with "_" between
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +37,7 @@ def to_modules(tensors: Mapping[str, Tensor], network: nn.Module, originals: Ori
     """
     known: dict[str, Sequence[str]] = {path.replace(".", "_"): [path] for path, _ in network.named_modules()}
     known |= originals
-    sizes = {path: rows(module) for path, module in network.named_modules() if hasattr(base_layer(module), "weight")}
+    sizes = outputs(network)
     found: dict[str, Tensor] = {}
     for up, down in PAIRS:
         for name in [name for name in tensors if name.endswith(up)]:
@@ -78,7 +77,7 @@ def to_kohya(tensors: Mapping[str, Tensor], network: nn.Module, originals: Origi
     named = dict(originals) or {path.replace(".", "_"): [path] for path in paths}
     if homeless := sorted(set(paths) - {path for modules in named.values() for path in modules}):
         raise UsageError(f"export.formats = 'kohya': no original checkpoint has a layer like '{homeless[0]}'")
-    sizes = {path: rows(module) for path, module in network.named_modules() if hasattr(base_layer(module), "weight")}
+    sizes = outputs(network)
     result: dict[str, Tensor] = {}
     for name, modules in named.items():
         own = [path for path in modules if path in paths]
@@ -103,7 +102,11 @@ def to_kohya(tensors: Mapping[str, Tensor], network: nn.Module, originals: Origi
     return result
 
 
-def rows(module: nn.Module) -> int:
-    """Outputs of a layer."""
-    base: Any = base_layer(module)
-    return base.out_features if hasattr(base, "out_features") else base.weight.shape[0]
+def outputs(network: nn.Module) -> dict[str, int]:
+    """Module path -> outputs, of every linear layer and convolution."""
+    layers = ((path, base_layer(module)) for path, module in network.named_modules())
+    return {
+        path: layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        for path, layer in layers
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    }

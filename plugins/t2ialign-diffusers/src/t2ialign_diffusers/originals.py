@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from torch import nn
 
+from t2ialign.lora.reading import base_layer
+
 Rule = tuple[str, str]  # pattern of a diffusers module, original name; "@n" says which rows of a fused layer
 
 _FLUX: tuple[Rule, ...] = (
@@ -115,8 +117,7 @@ def originals(network: nn.Module) -> dict[str, list[str]]:
         return {}
     found: dict[str, dict[int, str]] = {}
     for path, module in network.named_modules():
-        base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
-        if isinstance(base, nn.Linear | nn.Conv2d) and (original := name(path)):
+        if isinstance(base_layer(module), nn.Linear | nn.Conv2d) and (original := name(path)):
             original, _, part = original.replace(".", "_").partition("@")
             found.setdefault(original, {})[int(part or 0)] = path
     return {original: [parts[i] for i in sorted(parts)] for original, parts in found.items()}
