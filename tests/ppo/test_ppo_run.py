@@ -14,7 +14,7 @@ from t2ialign.cli.parts import parse_samplers
 from t2ialign.evaluation.counting import counting
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
-from t2ialign.run import runner
+from t2ialign.run import finish, runner
 from t2ialign.run.display import Display
 from t2ialign.tensors.distributed import World
 from t2ialign_ppo.rollouts import rollout, scored
@@ -180,7 +180,7 @@ def test_samplers_are_compared_at_counted_cost(ppo_spec):
     run = runner.start(ppo_spec(run={"steps": 1}), QUIET)
     texts = ["ddim={steps=9}", "heun={steps=5}", "ipndm={steps=9, order=2}", "ipndm={steps=9, order=4}"]
     run_dir, problem, optimizer = runner.restore(run.path)
-    summary = runner.evaluate_run(run_dir, problem, optimizer, QUIET, parse_samplers(texts))
+    summary = finish.evaluate_run(run_dir, problem, optimizer, QUIET, parse_samplers(texts))
     names = ["base", "tuned", "ddim-9", "heun-9", "ipndm-9", "ipndm-9-v2"]
     assert list(summary["variants"]) == list(summary["cost"]) == names
     assert list(summary["paired"]) == names[1:]
