@@ -6,6 +6,20 @@ run_spec, write_spec, installed, entry_point                    a world in which
 """
 
 from t2ialign.testing import toy
+from t2ialign.testing.backends import check_backend
+from t2ialign.testing.optimizers import check_optimizer
+from t2ialign.testing.rewards import check_reward
+from t2ialign.testing.samplers import check_sampler
 from t2ialign.testing.world import entry_point, installed, run_spec, write_spec
 
-__all__ = ["entry_point", "installed", "run_spec", "toy", "write_spec"]
+__all__ = [
+    "check_backend",
+    "check_optimizer",
+    "check_reward",
+    "check_sampler",
+    "entry_point",
+    "installed",
+    "run_spec",
+    "toy",
+    "write_spec",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,16 +38,20 @@ def entry_point(name: str, plugin: Any, distribution: str = "toy-dist", version:
 
 
 @contextmanager
-def installed(*modules: Any) -> Iterator[Registry]:
+def installed(*modules: Any, everything: bool = False) -> Iterator[Registry]:
     """Inside, only the toy parts and the given plugins (modules or objects with hooks) are installed.
+
+    Args:
+        everything: and all plugins that really are.
 
     Raises:
         AssertionError: a plugin does not load; says why.
     """
     named = {getattr(module, "__name__", type(module).__name__): module for module in (toy, *modules)}
-    found = plugins.load([entry_point(name, module, name) for name, module in named.items()])
+    really = entry_points(group=plugins.GROUP) if everything else ()
+    found = plugins.load([*(entry_point(name, module, name) for name, module in named.items()), *really])
     for status in found.plugins:
-        assert not status.error, f"plugin '{status.name}' does not load: {status.error}"
+        assert not (status.name in named and status.error), f"plugin '{status.name}' does not load: {status.error}"
 
     def registry() -> Registry:
         return found
