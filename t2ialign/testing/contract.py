@@ -57,7 +57,8 @@ class Contract(ABC):
         except AssertionError:
             raise
         except Exception as error:
-            raise AssertionError(f"{self.name} raised {type(error).__name__}: {error}") from error
+            text = " ".join(str(error).split())
+            raise AssertionError(f"{self.name} raised {type(error).__name__}: {text}") from error
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:

@@ -20,6 +20,7 @@ from t2ialign.problem.optimizer import LoraOptimizer, Optimizer, StepResult, loa
 from t2ialign.problem.problem import assemble
 from t2ialign.run import runner
 from t2ialign.run.display import Display
+from t2ialign.run.finish import Unfinished
 from t2ialign.spec import parse as specs
 from t2ialign.spec.model import Spec
 from t2ialign.tensors.state import State
@@ -166,8 +167,14 @@ class OptimizerContract(Contract):
 
     def whole_run(self) -> None:
         """A run ends with an export that loads, and an evaluation."""
-        run = runner.start(self.spec({"name": "whole", "checkpoint_every": 1}), Display(quiet=True))
-        assert any((run.path / "export").iterdir()), f"{self.name}.export wrote nothing; it writes the result"
+        try:
+            run = runner.start(self.spec({"name": "whole", "checkpoint_every": 1}), Display(quiet=True))
+        except Unfinished as error:
+            failed = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+            raise AssertionError(f"the run of {self.name} is done, but not its end: {failed}") from error
+        assert (run.path / "export" / "README.md").exists(), (
+            f"{self.name}.export wrote no README.md; it writes what the run delivers, and what that is"
+        )
         assert run.summary(), f"the run of {self.name} has no evaluation"
 
     def _compare_lines(self, found: list[Metrics], expected: list[Metrics], where: str, tolerance: float = 0) -> None:
