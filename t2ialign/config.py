@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 #: Marks a field whose text is a checkpoint: hub id, folder, or "pkg:<package>/<path>". Validation checks such fields
@@ -23,6 +23,18 @@ class Config(BaseModel):
     """Options of one part. Unknown keys and wrong types are errors; values never change after validation."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    #: Which kind of part has such options; "" fits rewards.
+    role: ClassVar[str] = ""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _tuples_from_lists(cls, value: object, info: ValidationInfo) -> object:
+        """TOML has only lists."""
+        if not isinstance(value, list) or info.field_name is None:
+            return value
+        wanted = cls.model_fields[info.field_name].annotation
+        kinds = {get_origin(kind) or kind for kind in (wanted, *get_args(wanted))}
+        return tuple(value) if tuple in kinds and list not in kinds else value
 
     def provides(self) -> set[str]:
         """Capability words that depend on the options, on top of the registered ones."""
@@ -62,6 +74,8 @@ class LoraConfig(Config):
 class BackendConfig(Config):
     """Options that every backend understands. Subclass it and give ``checkpoint`` a default."""
 
+    role: ClassVar[str] = "backend"
+
     checkpoint: Checkpoint = Field(
         description="hub id, local folder, or 'pkg:<package>/<path>' inside an installed package"
     )
@@ -87,6 +101,8 @@ class BackendConfig(Config):
 
 class SamplerConfig(Config):
     """Options of a sampler."""
+
+    role: ClassVar[str] = "sampler"
 
     def evaluations(self) -> int:
         """Network evaluations (NFE) per image, without the doubling by classifier-free guidance."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,27 @@ class RewardError(T2IAlignError):
 
 class ExportError(T2IAlignError):
     """An exported file does not load, or does not give the images that the run gave."""
+
+
+class PartError(T2IAlignError):
+    """A part of a plugin raised, or broke its contract; the message names it and its package."""
+
+
+@contextmanager
+def blaming(who: str) -> Iterator[None]:
+    """Remember whose code an exception comes from, the innermost one first; see ``culprit``. Its type stays."""
+    try:
+        yield
+    except Exception as error:
+        if culprit(error) is None:
+            error.t2ialign_culprit = who  # type: ignore[attr-defined]
+        raise
+
+
+def culprit(error: BaseException) -> str | None:
+    """The part that an exception came from, or None where it is the core's own."""
+    found: str | None = getattr(error, "t2ialign_culprit", None)
+    return found
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

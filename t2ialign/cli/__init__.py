@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import traceback
 
 import typer
 
 from t2ialign import __version__
 from t2ialign.cli import inspecting, reporting, results, running, starting
 from t2ialign.cli.score import score
-from t2ialign.errors import T2IAlignError
+from t2ialign.errors import T2IAlignError, culprit
 
 app = typer.Typer(
     name="t2ialign",
@@ -44,17 +45,28 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    show_traceback: bool = typer.Option(False, "--traceback", help="Show where an error comes from; any command."),
 ) -> None:
     """Align text-to-image models with rewards."""
 
 
 def main() -> None:
     """Entry point: errors that a user can fix are one message and an exit code, never a traceback."""
+    wants_traceback = "--traceback" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--traceback"]
     try:
         app()
-    except T2IAlignError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        who = culprit(error)
+        if not isinstance(error, T2IAlignError) and who is None:
+            raise  # a bug of ours
+        if wants_traceback:
+            traceback.print_exc()
+        message = str(error) if isinstance(error, T2IAlignError) else f"{who} failed: {type(error).__name__}: {error}"
+        typer.echo(f"error: {message}", err=True)
+        if not (isinstance(error, T2IAlignError) or wants_traceback):
+            typer.echo("with --traceback the command shows where", err=True)
+        sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         typer.echo("interrupted; the newest checkpoint is intact: t2ialign resume RUN_DIRECTORY", err=True)
         sys.exit(130)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from t2ialign import plugins as registry_module
 from t2ialign.cli.running import Overrides, SpecFile
+from t2ialign.plugins import Registry
 from t2ialign.spec import parse as specs
 from t2ialign.spec.model import Spec
 
@@ -74,8 +77,9 @@ def _lora_parameters(spec: Spec) -> str:
 def plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the installed plugins and what they provide; broken ones with their error."""
+    """List the installed plugins and what they provide; exit code 1 if one is broken or two claim one kind."""
     found = registry_module.registry()
+    troubles = list(_troubles(found))
     if as_json:
         listing = {
             "plugins": [vars(status) for status in found.plugins],
@@ -98,7 +102,7 @@ def plugins(
             ],
         }
         typer.echo(json.dumps(listing, indent=2))
-        return
+        raise typer.Exit(1 if troubles else 0)
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -109,11 +113,29 @@ def plugins(
         for column in ("kind", "what it is", "from"):
             table.add_column(column, no_wrap=column != "what it is")
         for kind, declared in sorted(kinds.items()):
-            table.add_row(kind, declared.summary, declared.distribution)
+            clash = (role, kind) in found.clashes
+            table.add_row(escape(kind), escape(declared.summary), "two packages" if clash else declared.distribution)
         console.print(table)
+    for line in troubles:
+        console.print(line, markup=False, soft_wrap=True)
+    for status in found.plugins:
+        if status.imports_torch:
+            console.print(
+                f"slow: {status.name} imports torch ({status.seconds:.1f} s); keep it out of the entry point's module",
+                markup=False,
+                soft_wrap=True,
+            )
+    raise typer.Exit(1 if troubles else 0)
+
+
+def _troubles(found: Registry) -> Iterator[str]:
+    """One line for everything that is installed and cannot be used."""
     for (role, kind), names in found.clashes.items():
-        console.print(f"[red]clash[/red]: {role} '{kind}' is registered by {' and '.join(names)}; uninstall one")
+        yield f"clash: {role} '{kind}' is registered by {' and '.join(names)}; uninstall one"
     for status in found.plugins:
         if status.error:
-            console.print(f"[red]broken[/red]: {status.name} ({status.distribution} {status.version}): ", end="")
-            console.print(status.error, markup=False, soft_wrap=True)
+            yield f"broken: {status.name} ({status.distribution} {status.version}): {status.error}"
+    for kinds in found.parts.values():
+        for declared in kinds.values():
+            if missing := declared.missing():
+                yield f"broken: {declared.label}: {missing}"

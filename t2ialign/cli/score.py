@@ -62,7 +62,7 @@ def score(
 
     quiet_libraries()
     place = resolve_device(device)
-    rewards = {part.name: part.declaration.load()(part.config, place) for part in chosen}
+    rewards = {part.name: part.build(place) for part in chosen}
     with Display().bar("scoring", len(files)) as bar:
         result = scoring.score_images(files, texts, rewards, batch, bar.advance)
     if json_file is not None:

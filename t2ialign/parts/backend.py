@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t2ialign.config import BackendConfig
 from t2ialign.declaration import Part
+from t2ialign.errors import PartError, blaming
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,6 +44,7 @@ class BackendInfo:
 class Backend(Part, ABC):
     """A frozen text-to-image model."""
 
+    role = "backend"
     Config: ClassVar[type[BackendConfig]] = BackendConfig
     info: BackendInfo
 
@@ -98,7 +100,13 @@ class Backend(Part, ABC):
         if sampler is None:
             raise ValueError("a diffusion backend needs a sampler")
         noise = self.noise(seeds) if noise is None else noise
-        return self.decode(sampler.sample(self.denoiser(conditioning), noise, seeds))
+        denoiser = self.denoiser(conditioning)
+        with blaming(sampler.label):
+            latents = sampler.sample(denoiser, noise, seeds)
+            if getattr(latents, "shape", None) != noise.shape:
+                shape = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
+                raise PartError(f"{sampler.label} returned {shape}, must be latents of shape {tuple(noise.shape)}")
+        return self.decode(latents)
 
     def load_lora(self, path: Path, name: str = "default") -> None:
         """Attach a LoRA, as peft layers, with the tool its users will use (``load_lora_weights`` where there is one).

@@ -19,6 +19,7 @@ class Reward(Part, ABC):
     ``__init__`` or on first use.
     """
 
+    role = "reward"
     #: True when ``score`` back-propagates to the images; never detach or wrap in no_grad then.
     differentiable: ClassVar[bool] = False
     #: True when a score compares an image with the others of its prompt (diversity): ``score`` then sees all images of

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class Sampler(Part, ABC):
     """From initial noise to clean latents."""
 
+    role = "sampler"
     Config: ClassVar[type[SamplerConfig]] = SamplerConfig
 
     @abstractmethod

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from t2ialign.config import RewardMixConfig
-from t2ialign.errors import RewardError
+from t2ialign.errors import RewardError, blaming
 from t2ialign.parts.reward import ReferenceReward, Reward
 from t2ialign.tensors.batching import split
 
@@ -76,8 +76,6 @@ class RewardMix:
             chunk, texts = images[rows], list(prompts[rows])  # one tensor for all: rewards may share work on it
             for part in wanted:
                 values = _scores(part, chunk, texts, references, rows)
-                if values.shape != (len(chunk),):
-                    raise RewardError(f"reward '{part.name}' gave shape {tuple(values.shape)} for {len(chunk)} images")
                 if check:
                     self.check(part.name, values, chunk, texts)
                 chunks[part.name].append(values)
@@ -131,9 +129,20 @@ class RewardMix:
 def _scores(
     part: MixedReward, images: Tensor, prompts: Sequence[str], references: Mapping[str, Tensor] | None, rows: slice
 ) -> Tensor:
-    if isinstance(part.reward, ReferenceReward):
-        return part.reward.agree(images, (references or {})[part.name][rows]).float()
-    return part.reward.score(images, prompts).float()
+    """What a reward gave, checked: float32 (B,) on the images' device."""
+    reward = part.reward
+    with blaming(reward.label):
+        if isinstance(reward, ReferenceReward):
+            values = reward.agree(images, (references or {})[part.name][rows])
+        else:
+            values = reward.score(images, prompts)
+    if not isinstance(values, Tensor):
+        raise RewardError(f"{reward.label} returned {type(values).__name__}; must be a tensor ({len(images)},)")
+    if values.shape != (len(images),):
+        raise RewardError(f"{reward.label} gave shape {tuple(values.shape)} for {len(images)} images; must be one each")
+    if reward.differentiable and images.requires_grad and torch.is_grad_enabled() and not values.requires_grad:
+        raise RewardError(f"{reward.label} promises gradients, but its score has none: does it detach, or use no_grad?")
+    return values.to(images.device).float()
 
 
 def normalise(scores: Tensor, mix: RewardMixConfig, prompt_index: Tensor | None = None) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from t2ialign.config import Requirements
 from t2ialign.declaration import Part
+from t2ialign.errors import T2IAlignError, blaming
 from t2ialign.spec.model import LoraOptimizerConfig, OptimizerConfig
 from t2ialign.tensors.state import State
 
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
     from t2ialign.lora.average import Average
     from t2ialign.problem.problem import Problem
     from t2ialign.tensors.conditioning import Conditioning
+
+
+log = logging.getLogger(__name__)
+#: Steps without any change after which a person is told.
+UNMOVED = 3
 
 
 @dataclass
@@ -40,6 +49,7 @@ class Optimizer(Part, ABC):
     Step ``i`` is a function of (spec, state, i): all randomness comes from ``t2ialign.seeding``.
     """
 
+    role = "optimizer"
     Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
     problem: Problem
 
@@ -89,8 +99,11 @@ class LoraOptimizer(Optimizer):
         average: what the run delivers where its options ask for a moving average, else None.
     """
 
+    needs: ClassVar[Requirements] = {"backend": {"lora"}}
     Config: ClassVar[type[OptimizerConfig]] = LoraOptimizerConfig
     average: Average | None = None
+    _size: Sequence[float] = ()
+    _unmoved = 0
 
     def setup(self, problem: Problem) -> None:
         super().setup(problem)
@@ -100,8 +113,29 @@ class LoraOptimizer(Optimizer):
             self.average = Average(decay, problem.adapter.parameters())
 
     def after_step(self, index: int) -> None:
+        """Keep the average, and look whether the LoRA is still finite and whether it moves at all.
+
+        Raises:
+            T2IAlignError: a tensor of it became NaN or infinite.
+        """
+        import torch
+
         if self.average:
             self.average.update(self.problem.adapter.parameters())
+        trained = self.trained()
+        size = torch.stack([tensor.detach().float().norm() for tensor in trained.values()]).tolist()
+        if bad := [name for name, length in zip(trained, size, strict=True) if not math.isfinite(length)]:
+            raise T2IAlignError(
+                f"what is trained is no longer finite after step {index + 1} ('{bad[0]}'): use a smaller learning rate"
+            )
+        self._unmoved = self._unmoved + 1 if size == self._size else 0
+        self._size = size
+        if self._unmoved == UNMOVED:
+            log.warning("the last %d steps changed nothing; is a reward constant, or every score dropped?", UNMOVED)
+
+    def trained(self) -> Mapping[str, Tensor]:
+        """The tensors that steps change, by name."""
+        return self.problem.adapter.parameters()
 
     def delivered(self) -> AbstractContextManager[None]:
         """Context in which the LoRA is what the run delivers."""
@@ -136,6 +170,7 @@ class LoraOptimizer(Optimizer):
 def load_optimizer(problem: Problem) -> Optimizer:
     """The spec's optimizer, set up on the problem."""
     chosen = problem.spec.optimizer
-    optimizer: Optimizer = chosen.declaration.load()(chosen.config, problem.device)
-    optimizer.setup(problem)
+    optimizer: Optimizer = chosen.build(problem.device)
+    with blaming(optimizer.label):
+        optimizer.setup(problem)
     return optimizer

@@ -13,9 +13,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from t2ialign.errors import blaming
 from t2ialign.lora.adapter import Adapter, move_adapters
 from t2ialign.parts.backend import Backend
 from t2ialign.parts.sampler import Sampler
+from t2ialign.problem import checks
 from t2ialign.problem.mix import MixedReward, RewardMix
 from t2ialign.problem.rollout import Rollout, draw, joined
 from t2ialign.spec import prompts
@@ -97,7 +99,9 @@ class Problem:
 
     def render(self, conditioning: Conditioning, seeds: Sequence[int], noise: Tensor | None = None) -> Tensor:
         """Images in one pass, with gradients if they are enabled."""
-        return self.backend.generate(conditioning, seeds, self.sampler, noise)
+        with blaming(self.backend.label):
+            batch = self.backend.generate(conditioning, seeds, self.sampler, noise)
+        return checks.images(self.backend, batch, len(seeds))
 
     def retrying(self, run: Callable[[int], T]) -> T:
         """``run(micro_batch)``; a micro-batch that does not fit into memory is halved, for all that follows too."""
@@ -174,7 +178,7 @@ def assemble(
     """
     device = distributed.device(spec.run.device)
     report(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
-    backend: Backend = spec.backend.declaration.load()(spec.backend.config, device)
+    backend: Backend = spec.backend.build(device)
     sampler = load_sampler(spec.sampler, device) if spec.sampler else None
     training = prompts.read(spec.prompt_file())
     report(f"encoding {len(training)} prompts")
@@ -198,7 +202,7 @@ def assemble(
 
 
 def load_sampler(chosen: Chosen, device: torch.device) -> Sampler:
-    sampler: Sampler = chosen.declaration.load()(chosen.config, device)
+    sampler: Sampler = chosen.build(device)
     return sampler
 
 
@@ -216,5 +220,5 @@ def attach_lora(problem: Problem) -> Adapter:
 
 
 def load_rewards(spec: Spec, device: torch.device) -> RewardMix:
-    parts = [MixedReward(r.name, r.declaration.load()(r.config, device), r.mix) for r in spec.rewards]
+    parts = [MixedReward(r.name, r.build(device), r.mix) for r in spec.rewards]
     return RewardMix(parts, drop_nonfinite=spec.run.nonfinite == "drop")

@@ -5,20 +5,23 @@ from __future__ import annotations
 import shutil
 import signal
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from t2ialign.errors import RewardError, T2IAlignError, UsageError
+from t2ialign.errors import PartError, RewardError, T2IAlignError, UsageError, blaming, culprit
 from t2ialign.evaluation.evaluate import items, score, summarise
+from t2ialign.problem.checks import batch_independence, first_images
 from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
 from t2ialign.problem.problem import Problem, assemble
+from t2ialign.run import checks
 from t2ialign.run.display import Display
 from t2ialign.run.finish import finish
 from t2ialign.spec.model import Spec
-from t2ialign.storage import images
+from t2ialign.storage import files, images
 from t2ialign.storage.run_directory import RunDir
 from t2ialign.tensors import distributed
 
@@ -94,14 +97,17 @@ class _Loop:
         self.plan = problem.spec.optimizer_config.plan(problem.spec)
 
     def run(self, first: int) -> None:
+        if first == 0:
+            checks.state(self.optimizer)
         if self.main and first == 0:
             self._grid(0)
         trend = _Trend(self.problem.rewards.names)
         with _stop_requests() as stop, self.display.bar("step", self.plan.steps, first) as bar:
             for index in range(first, self.plan.steps):
                 started = time.monotonic()
-                result = self.optimizer.step(index)
-                self.optimizer.after_step(index)
+                with self._explained(index):
+                    result = checks.result(self.optimizer, self.optimizer.step(index), index)
+                    self.optimizer.after_step(index)
                 seconds = time.monotonic() - started
                 self._after(index + 1, result, seconds)
                 bar.advance(
@@ -113,6 +119,21 @@ class _Loop:
                         f"stopped after step {index + 1}; continue with: t2ialign resume {self.run_dir.path}"
                     )
         self._finish()
+
+    @contextmanager
+    def _explained(self, index: int) -> Iterator[None]:
+        """An exception out of a part becomes one line that names it; the traceback goes into the run directory."""
+        try:
+            with blaming(self.optimizer.label):
+                yield
+        except T2IAlignError:
+            raise
+        except Exception as error:
+            files.write_text(self.run_dir.path / "traceback.txt", "".join(traceback.format_exception(error)))
+            raise PartError(
+                f"{culprit(error)} failed at step {index + 1}: {type(error).__name__}: {error}\nThe traceback is in"
+                f" {self.run_dir.path / 'traceback.txt'}; checkpoints are safe: t2ialign resume {self.run_dir.path}"
+            ) from error
 
     def _after(self, done: int, result: StepResult, seconds: float) -> None:
         """Bookkeeping after ``done`` steps. Metrics are written before the checkpoint that covers them."""
@@ -154,6 +175,9 @@ class _Loop:
         rows = (spread * self.spec.evaluation.images_per_prompt).tolist()
         prompts, seeds = [wanted.prompts[row] for row in rows], [wanted.seeds[row] for row in rows]
         pictures = self.optimizer.generate(self.problem.backend.encode(prompts), seeds)
+        if done == 0:
+            first_images(self.problem.backend, pictures)
+            batch_independence(self.problem.rewards, pictures[:2], prompts[:2])
         path = self.run_dir.path / "samples" / f"step-{done:06d}.png"
         images.save_png(images.grid([pictures], prompts), path, {"step": str(done), "prompts": "\n".join(prompts)})
 

@@ -35,8 +35,8 @@ def sample(spec: Spec, texts: list[str], count: int, seed: int, lora: Path | Non
     display = Display()
     device = distributed.device(spec.run.device)
     display.say(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
-    backend = spec.backend.declaration.load()(spec.backend.config, device)
-    sampler = spec.sampler.declaration.load()(spec.sampler.config, device) if spec.sampler else None
+    backend = spec.backend.build(device)
+    sampler = spec.sampler.build(device) if spec.sampler else None
     if lora is not None:
         backend.load_lora(lora)
     conditioning = backend.encode(texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -21,8 +22,11 @@ from t2ialign.config import (
     SamplesConfig,
 )
 from t2ialign.declaration import Declaration
-from t2ialign.errors import UsageError, nearest
+from t2ialign.errors import UsageError, blaming, nearest
 from t2ialign.spec import checkpoints
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Plan:
 
 class OptimizerConfig(Config):
     """Options of an optimizer."""
+
+    role: ClassVar[str] = "optimizer"
 
     def plan(self, spec: Spec) -> Plan:
         """Derive the run's size from the spec, without torch and without weights.
@@ -83,6 +89,18 @@ class Chosen:
 
     def provides(self) -> set[str]:
         return (set(self.declaration.provides) | self.config.provides()) - self.config.withholds().keys()
+
+    def build(self, device: torch.device | str) -> Any:
+        """The part itself, with its options, on a device.
+
+        Raises:
+            PartError: the registered class is not there, or no part of this role.
+        """
+        kind = self.declaration.load()
+        with blaming(self.declaration.label):
+            part = kind(self.config, device)
+        part.label = self.declaration.label
+        return part
 
     def requires(self) -> dict[str, set[str]]:
         combined = {role: set(words) for role, words in self.declaration.requires.items()}

@@ -184,9 +184,14 @@ class _Parser:
         else:
             kind = table["kind"]
             try:
-                return self.parts.find(role, kind)
+                found = self.parts.find(role, kind)
             except UsageError as error:
-                self._problem(f"{key}.kind", show(kind), str(error), nearest(kind, kinds))
+                hint = "" if kind in kinds else nearest(kind, kinds)
+                self._problem(f"{key}.kind", show(kind), str(error), hint)
+                return None
+            if not (missing := found.missing()):
+                return found
+            self._problem(f"{key}.kind", show(kind), f"{found.label}: {missing}.")
         return None
 
     def _rewards(self) -> list[ChosenReward]:

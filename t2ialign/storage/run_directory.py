@@ -6,6 +6,7 @@ torch is imported only where tensors are read and written.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import time
@@ -80,7 +81,7 @@ class RunDir:
     def log(self, step: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
         """Append one step. Metrics are functions of the spec alone; clocks and memory go to a file of their own."""
         for file, values in ((self.metrics_file, metrics), (self.timing_file, timing)):
-            line = {"step": step, **{k: v if v == v else None for k, v in values.items()}}  # NaN is not JSON
+            line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line, allow_nan=False) + "\n")
 

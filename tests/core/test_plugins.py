@@ -63,9 +63,8 @@ def test_a_class_needs_nothing_but_itself():
 
 
 def test_a_lazy_target_is_imported_only_on_load():
-    declared = plugins.declare("reward", "x", "json:JSONDecoder", config=t2ialign.Config, summary="lazy")
-    import json
-
-    assert declared.load() is json.JSONDecoder
+    target = "t2ialign.testing.toy:Redness"
+    declared = plugins.declare("reward", "x", target, config=t2ialign.Config, summary="lazy")
+    assert declared.load() is toy.Redness
     with pytest.raises(TypeError, match="needs config= and summary="):
         plugins.declare("reward", "x", "json:JSONDecoder")

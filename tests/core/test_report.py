@@ -85,6 +85,9 @@ def page(run: RunDir) -> Page:
     return Page(report.page(run))
 
 
+CURVES = ["reward/toy-redness", "reward/toy-darkness", "evaluation/toy-redness", "evaluation/toy-darkness"]
+
+
 def test_a_finished_run_has_a_page_with_everything(run):
     text = (run.path / "report.html").read_text()
     found = Page(text)
@@ -95,7 +98,7 @@ def test_a_finished_run_has_a_page_with_everything(run):
     assert f"{paired['difference']:+.4f} ± {paired['se']:.4f}" in found.text
     assert "{:+.4f} to {:+.4f}".format(*paired["ci95"]) in found.text
     logged = [name for name in run.metrics()[1] if name != "step"]
-    assert logged == ["reward/toy-redness", "evaluation/toy-redness", "evaluation/toy-darkness"]
+    assert logged == CURVES
     assert found.curve_names() == [*logged, "seconds", "images_per_second", "peak_memory_mb"]
     alts = [image["alt"] for image in found.attributes("img")]
     assert all(alts)
@@ -157,7 +160,7 @@ def test_missing_parts_are_left_out(run):
     assert "spec step 3 of 4" in found.text
     assert "Not evaluated yet." in found.text
     assert not found.attributes("img")
-    assert found.curve_names() == ["reward/toy-redness", "evaluation/toy-redness", "evaluation/toy-darkness"]
+    assert found.curve_names() == CURVES
     run.metrics_file.unlink()
     assert "step 0 of 4" in page(run).text
     assert not page(run).attributes("svg")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from t2ialign.errors import RewardError, UsageError
+from t2ialign.errors import PartError, RewardError, UsageError
 from t2ialign.evaluation.evaluate import items
 from t2ialign.problem.problem import assemble
 from t2ialign.run import runner
@@ -78,7 +78,7 @@ def test_a_crash_in_any_step_changes_nothing(toy_spec, monkeypatch):
         spec = specs.load(toy_spec(), [f"run.name=crash{crash_at}"])
         with monkeypatch.context() as patch:
             patch.setattr("t2ialign.testing.toy.RandomSearch.step", dying)
-            with pytest.raises(RuntimeError, match="power cut"):
+            with pytest.raises(PartError, match="power cut"):
                 runner.start(spec, QUIET)
         crashed = whole.path.parent / f"crash{crash_at}"
         assert delivered(runner.resume(crashed, QUIET).path) == delivered(whole.path)

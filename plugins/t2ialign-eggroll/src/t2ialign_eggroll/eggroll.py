@@ -13,7 +13,7 @@ at a time; their noise is drawn again for the update instead of being kept.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,6 +197,9 @@ class EvolutionStrategy(LoraOptimizer):
             "learning_rate": rate,
             "sigma": self.config.sigma,
         }
+
+    def trained(self) -> Mapping[str, Tensor]:
+        return self.space.parameters
 
     def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
         self._commit()

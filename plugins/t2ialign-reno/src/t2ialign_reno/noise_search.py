@@ -52,7 +52,7 @@ class NoiseSearch(Optimizer):
         self.second: Problem | None = None
         if table := self.config.second_sampler:
             chosen = chosen_sampler(table)
-            self.second = replace(problem, sampler=chosen.declaration.load()(chosen.config, problem.device))
+            self.second = replace(problem, sampler=chosen.build(problem.device))
         watch = self._save_iterations if self.config.save_iterations else None
         self.engine = self._engine(problem.conditioning, self.searches, problem.world, watch)
 

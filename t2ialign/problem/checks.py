@@ -1,0 +1,69 @@
+"""Images and scores are looked at where they arrive, so that a fault is told by the name of who made it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from t2ialign.errors import PartError
+from t2ialign.parts.backend import Backend
+from t2ialign.problem.mix import RewardMix
+
+log = logging.getLogger(__name__)
+#: How far pixels may leave [0, 1] by rounding.
+SLACK = 1e-3
+
+
+def images(backend: Backend, batch: Tensor, count: int) -> Tensor:
+    """A backend's images, as they are.
+
+    Raises:
+        PartError: another type or shape than (count, 3, H, W) floats.
+    """
+    height, width = backend.info.image_size
+    if not isinstance(batch, Tensor):
+        raise PartError(f"{backend.label} returned {type(batch).__name__}; images are a tensor (B, 3, H, W)")
+    if batch.shape != (count, 3, height, width) or not batch.dtype.is_floating_point:
+        wanted = (count, 3, height, width)
+        raise PartError(
+            f"{backend.label} returned {batch.dtype} images of shape {tuple(batch.shape)}; must be floats {wanted}"
+        )
+    return batch
+
+
+def first_images(backend: Backend, batch: Tensor) -> None:
+    """Look at pixels, which makes a device wait: once a run.
+
+    Raises:
+        PartError: they are not finite, or not in [0, 1].
+    """
+    if not bool(batch.isfinite().all()):
+        raise PartError(f"{backend.label} returned images that are not finite; try a wider dtype")
+    low, high = batch.aminmax()
+    if low < -SLACK or high > 1 + SLACK:
+        raise PartError(f"{backend.label} returned pixels from {low:.3g} to {high:.3g}; images are in [0, 1]")
+
+
+@torch.no_grad()
+def batch_independence(mix: RewardMix, pair: Tensor, prompts: Sequence[str]) -> None:
+    """Warn of rewards whose score of an image changes beyond rounding with the image beside it.
+
+    Args:
+        pair: two images (2, 3, H, W).
+    """
+    if len(pair) < 2 or mix.references:
+        return
+    together, alone = mix.score(pair, prompts, check=False), mix.score(pair[:1], prompts[:1], check=False)
+    for name, values in together.items():
+        spread = max(float((values[1] - values[0]).abs()), abs(float(values[0])), 1e-3)
+        if abs(float(values[0] - alone[name][0])) > 0.02 * spread:
+            log.warning(
+                "reward '%s' scores an image %.4g beside another one and %.4g alone: a score must not depend on its"
+                " batch, or results change with the micro-batch",
+                name,
+                values[0],
+                alone[name][0],
+            )
