@@ -74,8 +74,13 @@ def parse_rewards(tables: Sequence[dict[str, Any]], source: str, folder: Path) -
 
 def parse_sampler(table: dict[str, Any], source: str = "sampler", folder: Path | None = None) -> Chosen:
     """Validate a ``[sampler]`` table on its own; see ``load``."""
-    parser = _Parser({"sampler": table}, source, folder or Path.cwd(), registry())
-    chosen = parser._part("sampler", table)
+    return parse_part("sampler", table, source, folder)
+
+
+def parse_part(role: str, table: dict[str, Any], source: str, folder: Path | None = None) -> Chosen:
+    """Validate one part's table on its own, without the keys of the reward mix; see ``load``."""
+    parser = _Parser({role: table}, source, folder or Path.cwd(), registry())
+    chosen = parser._part(role, table)
     if chosen is None or parser.problems:
         raise SpecError(source, parser.problems)
     return chosen

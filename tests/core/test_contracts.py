@@ -207,7 +207,7 @@ class Elsewhere(toy.ToyBackend):
     [
         (methods(BACK, info=property(lambda self: None, lambda self, value: None)), "info is missing"),
         (methods(BACK, trainable=property(thawed)), "requires a gradient; a backend's own weights are frozen"),
-        (Padded, "another prompt_embeds when it is encoded alone"),
+        (Padded, "otherwise when it was encoded alone"),
         (methods(BACK, noise=lambda self, seeds: torch.ones(len(seeds), 3, 4, 4)), "the same for two seeds"),
         (methods(BACK, noise=lambda self, seeds: seeding.normal(range(len(seeds)), (3, 4, 4))), "in another batch"),
         (methods(BACK, decode=lambda self, latents: latents), r"lies in \[.*\]; images lie in \[0, 1\]"),

@@ -64,6 +64,8 @@ class DavSearch(Optimizer):
     def export(self, folder: Path) -> None:
         """The searched images, each with its prompt and seed in the PNG's text."""
         folder.mkdir(parents=True, exist_ok=True)
-        if self.problem.output is not None:
-            for file in sorted(self.problem.output.glob("*.png")):
-                shutil.copyfile(file, folder / file.name)
+        found = sorted(self.problem.output.glob("*.png")) if self.problem.output is not None else []
+        for file in found:
+            shutil.copyfile(file, folder / file.name)
+        card = f"# {len(found)} searched images\n\nSTEP-IMAGE.png; each has its prompt and seed in the PNG's text.\n"
+        (folder / "README.md").write_text(card, encoding="utf-8")
