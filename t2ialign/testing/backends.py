@@ -43,7 +43,7 @@ class BackendContract(Contract):
             self.sampler = toy.ToySteps(toy.ToySteps.Config(steps=2), backend.device)
 
     def checks(self) -> list[Callable[[], None]]:
-        checks = [self.info, self.frozen, self.encode, self.noise, self.images, self.alone, self.matters]
+        checks = [self.info, self.frozen, self.rows, self.noise, self.images, self.alone, self.encode, self.matters]
         if self.diffusion:
             checks += [self.denoiser, self.decode]
         if self.differentiable:
@@ -79,8 +79,8 @@ class BackendContract(Contract):
         moody = [m for m in network.modules() if isinstance(m, torch.nn.Dropout) and m.training and m.p > 0]
         assert not moody, f"{self.name}.trainable has dropout in training mode; call eval()"
 
-    def encode(self) -> None:
-        """One row per prompt, which draws the same image whatever it was encoded with."""
+    def rows(self) -> None:
+        """One row of conditioning per prompt."""
         whole = self.conditioning()
         assert isinstance(whole, Conditioning), (
             f"{self.name}.encode returns a {type(whole).__name__}; it returns a Conditioning"
@@ -88,14 +88,6 @@ class BackendContract(Contract):
         assert whole.prompts and len(whole) == len(self.prompts), (  # noqa: PT018
             f"{self.name}.encode gives {len(whole)} rows for {len(self.prompts)} prompts; one row per prompt"
         )
-        images = self.generate()
-        for row, prompt in enumerate(self.prompts):
-            with torch.no_grad():
-                alone = self.backend.generate(self.backend.encode([prompt]), self.seeds[row : row + 1], self.sampler)
-            assert close(alone, images[[row]], self.tolerance), (
-                f"{self.name} draws '{prompt}' otherwise when it was encoded alone; a row of a Conditioning does not"
-                " depend on the others, so mask the padding, or pad to a fixed length"
-            )
 
     def noise(self) -> None:
         """Noise is decided by each image's own seed."""
@@ -123,6 +115,17 @@ class BackendContract(Contract):
             assert close(self.generate(rows), together[rows], self.tolerance), (
                 f"{self.name}.generate gives an image other pixels in another batch; an image depends on its own prompt"
                 " and seed, whatever the micro-batch"
+            )
+
+    def encode(self) -> None:
+        """A prompt draws the same image whatever it was encoded with."""
+        images = self.generate()
+        for row, prompt in enumerate(self.prompts):
+            with torch.no_grad():
+                alone = self.backend.generate(self.backend.encode([prompt]), self.seeds[row : row + 1], self.sampler)
+            assert close(alone, images[[row]], self.tolerance), (
+                f"{self.name} draws '{prompt}' otherwise when it was encoded alone; a row of a Conditioning does not"
+                " depend on the others, so mask the padding, or pad to a fixed length"
             )
 
     def matters(self) -> None:
