@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 #: Marks a field whose text is a checkpoint: hub id, folder, or "pkg:<package>/<path>". Validation checks such fields
@@ -65,10 +65,38 @@ class LoraConfig(Config):
         " layer's inputs on the training prompts, scaled so that A x has rms 1). B starts at zero either way",
     )
     init_prompts: int = Field(72, ge=1, description="training prompts used by init = 'activations'")
+    start: Annotated[str | None, CHECKPOINT] = Field(
+        None,
+        description="a LoRA to go on from: file, folder or hub id, in the layout of diffusers, PEFT, kohya or ours; it"
+        " decides layers, ranks and strengths. Base images stay those of the model without it",
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> LoraConfig:
+        if self.start is not None:
+            given = {"alpha": self.alpha is not None, "targets": self.targets is not None}
+            given["init"] = self.init != "random"
+            if others := [name for name, is_given in given.items() if is_given]:
+                raise ValueError(f"start decides {' and '.join(others)}: leave one of them out")
+        return self
 
     @property
     def scaling(self) -> float:
         return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+LoraFormat = Literal["diffusers", "kohya", "peft", "fused"]
+
+
+class ExportConfig(Config):
+    """``[export]``: the forms of the LoRA that a run delivers."""
+
+    formats: list[LoraFormat] | None = Field(
+        None,
+        description="'diffusers' (always written: the check and the model card rest on it), 'kohya' (ComfyUI, Forge,"
+        " AUTOMATIC1111, sd-scripts), 'peft' (a folder for PeftModel), 'fused' (a whole checkpoint with the LoRA in"
+        " its weights); default: what the model's usual clients read",
+    )
 
 
 class BackendConfig(Config):
@@ -89,6 +117,14 @@ class BackendConfig(Config):
     def lora_targets(self) -> list[str]:
         """Default target modules when ``lora.targets`` is absent."""
         return []
+
+    def lora_formats(self) -> list[LoraFormat]:
+        """Forms that an export of this model can have."""
+        return ["diffusers", "peft"]
+
+    def usual_formats(self) -> list[LoraFormat]:
+        """Forms that an export has unless the spec says otherwise."""
+        return ["diffusers"]
 
     def lora_folders(self) -> dict[str, str]:
         """Sub-folders of the checkpoint with weights that take LoRA layers -> how the names of such layers start."""

@@ -57,6 +57,8 @@ def _lora_parameters(spec: Spec) -> str:
         if name.startswith(start)
     }
     modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
+    if config.lora.start is not None:
+        return "those of backend.lora.start"
     targets = config.lora.targets or config.lora_targets()
     adapted = {
         name: shape

@@ -11,6 +11,7 @@ import typer
 from t2ialign.cli.parts import parse_samplers
 from t2ialign.cli.running import Overrides, RunFolder, SpecFile, quiet_libraries
 from t2ialign.errors import UsageError
+from t2ialign.spec import checkpoints
 
 Step = Annotated[int | None, typer.Option(help="Checkpoint to use; default: the newest.")]
 
@@ -21,15 +22,18 @@ def sample(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; default: the spec's.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image i of every prompt gets seed + i.")] = 0,
-    lora: Annotated[Path | None, typer.Option(help="Folder of an exported LoRA.")] = None,
+    lora: Annotated[
+        str | None,
+        typer.Option(help="A LoRA: file, folder or hub id, in any layout that the docs list."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("samples"),
 ) -> None:
     """Generate images from a spec's backend and sampler, with a LoRA if given."""
     from t2ialign.spec import parse as specs
 
     parsed = specs.load(spec, overrides or [])
-    if lora is not None and not lora.is_dir():
-        raise UsageError(f"--lora {lora}: no such folder")
+    if lora is not None and (wrong := checkpoints.check(lora)):
+        raise UsageError(f"--lora {lora} {wrong}")
     quiet_libraries()
     from t2ialign.run import sample as sampling
 
@@ -76,6 +80,10 @@ def export(
     run: RunFolder,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; it must not exist.")],
     step: Step = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Form of the LoRA: diffusers, kohya, peft or fused; default: the spec's."),
+    ] = None,
 ) -> None:
     """Write what a run delivers at a checkpoint, and check it; a failed check leaves the files, and exit code 1."""
     if out.exists():
@@ -83,7 +91,7 @@ def export(
     quiet_libraries()
     from t2ialign.run import finish, runner
 
-    _, _, optimizer = runner.restore(run, step)
+    optimizer = runner.restore(run, step, overrides=[f"export.formats={json.dumps(formats)}"] if formats else ())[2]
     finish.write_export(optimizer, out)
     typer.echo(f"wrote {out}")
     finish.check_export(optimizer, out)

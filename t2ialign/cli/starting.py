@@ -98,6 +98,7 @@ def template(backend: Declaration, sampler: Declaration | None, optimizer: Decla
         _block("[prompts]", TABLES["prompts"], required={"file": '"prompts.txt"'}),
         _block("[evaluation]", TABLES["evaluation"]),
         _block("[samples]", TABLES["samples"]),
+        _block("[export]", TABLES["export"]),
     ]
     return "\n\n".join(blocks) + "\n"
 

@@ -108,11 +108,11 @@ class Backend(Part, ABC):
                 raise PartError(f"{sampler.label} returned {shape}, must be latents of shape {tuple(noise.shape)}")
         return self.decode(latents)
 
-    def load_lora(self, path: Path, name: str = "default") -> None:
+    def load_lora(self, path: str | Path, name: str = "default") -> None:
         """Attach a LoRA, as peft layers, with the tool its users will use (``load_lora_weights`` where there is one).
 
         Args:
-            path: file or folder.
+            path: file, folder or hub id.
             name: peft's name of the adapter; another one may be attached already.
 
         Raises:
@@ -138,6 +138,26 @@ class Backend(Part, ABC):
         from t2ialign.lora.reading import fitted
 
         return fitted(self.adapted, reference, self.info.adapter_prefix, self.lora_names)
+
+    def to_kohya(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A LoRA of ``trainable`` under the names of kohya's scripts, where the config's ``lora_formats`` has them.
+
+        Args:
+            tensors: "<module path>.lora_A.weight" and "….lora_B.weight", the scale folded into B.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no names for kohya's scripts")
+
+    def write_fused(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        """Write the whole checkpoint with a LoRA in its weights, where the config's ``lora_formats`` has that form.
+
+        Args:
+            tensors: of ``adapted``, "<module path>.lora_A.weight" and "….lora_B.weight", the scale folded into B.
+        """
+        raise NotImplementedError(f"{type(self).__name__} writes no fused checkpoint")
+
+    def modelspec(self) -> dict[str, str]:
+        """What the header of a LoRA file says of the model: "architecture" and "prediction_type" of the ModelSpec."""
+        return {}
 
     def lora_names(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """A LoRA's factors under "<component>.<module>.lora_A.weight" and "….lora_B.weight", whoever named them.

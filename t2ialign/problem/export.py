@@ -11,7 +11,7 @@ from torch import Tensor
 
 from t2ialign.errors import ExportError
 from t2ialign.lora.adapter import GUEST, factors, guest
-from t2ialign.lora.file import write_loras
+from t2ialign.problem.formats import check_formats, write_formats
 from t2ialign.problem.problem import Problem
 from t2ialign.tensors import seeding
 from t2ialign.tensors.batching import image_tolerance
@@ -22,7 +22,7 @@ CHECKED = 4
 def write_export(problem: Problem, folder: Path) -> None:
     """Write the problem's LoRA and its model card into ``folder``. Nothing is drawn, nothing is checked."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_loras(problem.adapter, problem.backend.info.adapter_prefix, folder)
+    write_formats(problem, folder)
     (folder / "README.md").write_text(model_card(problem), encoding="utf-8")
 
 
@@ -46,6 +46,7 @@ def check_export(problem: Problem, folder: Path) -> str:
         raise ExportError("the LoRA is still zero: no step changed it, so there is nothing that could be used")
     read = backend.read_lora(folder)
     _compare(read, wanted)
+    others = check_formats(problem, folder)
     rows = _first_rows(problem)
     conditioning = problem.conditioning[rows]
     seeds = [seeding.derive(0, "export", problem.prompts[row]) for row in rows]
@@ -76,6 +77,7 @@ def check_export(problem: Problem, folder: Path) -> str:
         raise ExportError("the exported LoRA loads but changes nothing: its images equal the base model's")
     change = (exact - base).abs().mean().item()
     line = f"every tensor loads; images equal the run's within {difference:.1e} and lie {change:.1e} from the base's"
+    line += "".join(f"; the {form} form holds the same changes" for form in others)
     return line if from_file is None else f"{line}; {_rounding(from_file - tuned, backend.config.dtype)}"
 
 

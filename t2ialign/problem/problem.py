@@ -15,6 +15,7 @@ from torch import Tensor
 
 from t2ialign.errors import blaming
 from t2ialign.lora.adapter import Adapter, move_adapters
+from t2ialign.lora.file import attach
 from t2ialign.parts.backend import Backend
 from t2ialign.parts.sampler import Sampler
 from t2ialign.problem import checks
@@ -209,6 +210,10 @@ def load_sampler(chosen: Chosen, device: torch.device) -> Sampler:
 def attach_lora(problem: Problem) -> Adapter:
     """Attach the spec's LoRA; with init = "activations" generate some images to start A from."""
     config, seed = problem.spec.backend_config, problem.spec.run.seed
+    if config.lora.start is not None:
+        adapter = attach(problem.backend.adapted, problem.backend.read_lora(config.lora.start))
+        move_adapters(adapter.module, problem.device)
+        return adapter
     adapter = Adapter(problem.backend.adapted, config.lora, config.lora.targets or config.lora_targets(), seed)
     move_adapters(adapter.module, problem.device)
     if config.lora.init == "activations":

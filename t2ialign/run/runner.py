@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,8 +50,13 @@ def resume(path: Path, display: Display | None = None) -> RunDir:
     return _go(run, run.spec(), distributed.join(), display)
 
 
-def restore(path: Path, step: int | None = None, display: Display | None = None) -> tuple[RunDir, Problem, Optimizer]:
+def restore(
+    path: Path, step: int | None = None, display: Display | None = None, overrides: Sequence[str] = ()
+) -> tuple[RunDir, Problem, Optimizer]:
     """A run's problem and optimizer as they were at a checkpoint, for evaluation and export.
+
+    Args:
+        overrides: of the run's spec, as ``--set`` gives them.
 
     Raises:
         UsageError: the run has no checkpoint (of that step).
@@ -60,7 +65,7 @@ def restore(path: Path, step: int | None = None, display: Display | None = None)
     saved = run.load_checkpoint(step)
     if saved is None:
         raise UsageError(f"{path} has no checkpoint yet")
-    problem = assemble(run.spec(), report=(display or Display()).say, output=run.output)
+    problem = assemble(run.spec(overrides), report=(display or Display()).say, output=run.output)
     optimizer = load_optimizer(problem)
     optimizer.load_state(saved[1])
     return run, problem, optimizer

@@ -23,7 +23,7 @@ def prompts_of(spec: Spec, most: int = GRID_COLUMNS) -> list[str]:
 
 
 @torch.no_grad()
-def sample(spec: Spec, texts: list[str], count: int, seed: int, lora: Path | None, out: Path) -> list[Path]:
+def sample(spec: Spec, texts: list[str], count: int, seed: int, lora: str | None, out: Path) -> list[Path]:
     """Write ``count`` images of every prompt and a grid.
 
     Image i of every prompt starts from ``torch.randn(latent_shape, generator=g)`` with g a CPU generator seeded with
@@ -37,9 +37,9 @@ def sample(spec: Spec, texts: list[str], count: int, seed: int, lora: Path | Non
     display.say(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
     backend = spec.backend.build(device)
     sampler = spec.sampler.build(device) if spec.sampler else None
+    conditioning = backend.encode(texts)
     if lora is not None:
         backend.load_lora(lora)
-    conditioning = backend.encode(texts)
     rows = [row for row in range(len(texts)) for _ in range(count)]
     seeds = [seed + image for _ in texts for image in range(count)]
     out.mkdir(parents=True, exist_ok=True)

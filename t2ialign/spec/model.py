@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +14,7 @@ from t2ialign.config import (
     BackendConfig,
     Config,
     EvaluationConfig,
+    ExportConfig,
     PromptsConfig,
     Requirements,
     RewardMixConfig,
@@ -139,6 +140,7 @@ class Spec:
     prompts: PromptsConfig
     evaluation: EvaluationConfig
     samples: SamplesConfig
+    export: ExportConfig
 
     @property
     def backend_config(self) -> BackendConfig:
@@ -163,6 +165,10 @@ class Spec:
     @property
     def uses_lora(self) -> bool:
         return "lora" in self.optimizer.requires().get("backend", set())
+
+    def formats(self) -> list[str]:
+        """Forms of the exported LoRA, "diffusers" among them."""
+        return list(dict.fromkeys(["diffusers", *(self.export.formats or self.backend_config.usual_formats())]))
 
     def check_images_are_scored_alone(self) -> None:
         """For searches, which work on every image by itself.
@@ -199,6 +205,15 @@ def prompt_files(tables: Mapping[str, Config | None]) -> Iterator[tuple[str, str
         for key, options in type(config).model_fields.items() if config else ():
             if PROMPT_FILE in options.metadata and (reference := getattr(config, key)) is not None:
                 yield table, key, reference
+
+
+def formats_problem(backend: Chosen, formats: Sequence[str]) -> str:
+    """What keeps a backend's LoRA from having some of the forms; empty when nothing does."""
+    assert isinstance(backend.config, BackendConfig)
+    known = backend.config.lora_formats()
+    if wrong := [name for name in formats if name not in known]:
+        return f"'{wrong[0]}' is no form for a LoRA of '{backend.kind}'; its forms: {', '.join(known)}."
+    return ""
 
 
 def existing(reference: str, folder: Path) -> Path:

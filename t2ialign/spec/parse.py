@@ -13,6 +13,7 @@ from t2ialign.config import (
     CHECKPOINT,
     Config,
     EvaluationConfig,
+    ExportConfig,
     PromptsConfig,
     RewardMixConfig,
     RunConfig,
@@ -23,7 +24,7 @@ from t2ialign.errors import SpecError, SpecProblem, UsageError, nearest
 from t2ialign.plugins import Registry, registry
 from t2ialign.spec import checkpoints, prompts, toml
 from t2ialign.spec.capabilities import capability_problems
-from t2ialign.spec.model import Chosen, ChosenReward, Spec, existing, prompt_files
+from t2ialign.spec.model import Chosen, ChosenReward, Spec, existing, formats_problem, prompt_files
 from t2ialign.spec.problems import from_pydantic, show
 
 C = TypeVar("C", bound=Config)
@@ -32,6 +33,7 @@ TABLES: dict[str, type[Config]] = {
     "prompts": PromptsConfig,
     "evaluation": EvaluationConfig,
     "samples": SamplesConfig,
+    "export": ExportConfig,
 }
 PARTS = ("backend", "sampler", "optimizer", "reward")
 
@@ -103,6 +105,7 @@ class _Parser:
             self._table("prompts", PromptsConfig),
             self._table("evaluation", EvaluationConfig),
             self._table("samples", SamplesConfig),
+            self._table("export", ExportConfig),
         )
         backend = self._part("backend", self.tree.get("backend"))
         optimizer = self._part("optimizer", self.tree.get("optimizer"))
@@ -115,8 +118,10 @@ class _Parser:
         self._check_comparisons(rewards, tables[2])
         self._check_references(rewards, optimizer)
         self.problems += capability_problems(backend, sampler, optimizer, rewards, self.parts)
-        run, prompt_table, evaluation, samples = tables
-        if self.problems or not (backend and optimizer and run and prompt_table and evaluation and samples):
+        run, prompt_table, evaluation, samples, export = tables
+        if backend and optimizer and export and export.formats:
+            self._check_formats(backend, optimizer, export.formats)
+        if self.problems or not (backend and optimizer and run and prompt_table and evaluation and samples and export):
             raise SpecError(self.source, self.problems)
         spec = Spec(
             self.source,
@@ -129,6 +134,7 @@ class _Parser:
             prompt_table,
             evaluation,
             samples,
+            export,
         )
         try:
             spec.optimizer_config.plan(spec)
@@ -156,12 +162,14 @@ class _Parser:
 
     def _locate_checkpoints(self, key: str, config: C) -> C:
         """Check every checkpoint reference, and make folders absolute so that the resolved spec works anywhere."""
-        update: dict[str, str] = {}
+        update: dict[str, Any] = {}
         for name, field in type(config).model_fields.items():
-            if CHECKPOINT not in field.metadata:
-                continue
             reference = getattr(config, name)
-            if reference is None:
+            if isinstance(reference, Config):
+                update[name] = self._locate_checkpoints(f"{key}.{name}", reference)
+            elif isinstance(reference, list) and reference and isinstance(reference[0], Config):
+                update[name] = [self._locate_checkpoints(f"{key}.{name}[{i}]", one) for i, one in enumerate(reference)]
+            if CHECKPOINT not in field.metadata or reference is None:
                 continue
             if wrong := checkpoints.check(reference, self.folder):
                 self._problem(f"{key}.{name}", show(reference), f"{wrong}.")
@@ -257,6 +265,12 @@ class _Parser:
                     f"compares with reference images, which optimizer '{optimizer.kind}' does not draw: give it"
                     " weight = 0, and evaluations still measure it.",
                 )
+
+    def _check_formats(self, backend: Chosen, optimizer: Chosen, formats: Sequence[str]) -> None:
+        if "lora" not in optimizer.requires().get("backend", set()):
+            self._problem("export.formats", show(formats), f"optimizer '{optimizer.kind}' delivers no LoRA.")
+        elif wrong := formats_problem(backend, formats):
+            self._problem("export.formats", show(formats), wrong)
 
     def _check_files(self, tables: Mapping[str, Config | None]) -> None:
         for table, key, reference in prompt_files(tables):

@@ -24,6 +24,7 @@ def to_tree(spec: Spec) -> dict[str, Any]:
     tree["prompts"] = table(spec.prompts)
     tree["evaluation"] = table(spec.evaluation)
     tree["samples"] = table(spec.samples)
+    tree["export"] = table(spec.export)
     tree["reward"] = [{"kind": r.kind, **table(r.mix), **table(r.config)} for r in spec.rewards]
     return tree
 

@@ -10,6 +10,7 @@ import math
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,9 @@ class RunDir:
             raise UsageError(f"{path} is no run directory: it has no spec.toml")
         return cls(path)
 
-    def spec(self) -> Spec:
+    def spec(self, overrides: Sequence[str] = ()) -> Spec:
         """The resolved spec."""
-        return specs.load(self.path / "spec.toml")
+        return specs.load(self.path / "spec.toml", overrides)
 
     def log(self, step: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
         """Append one step. Metrics are functions of the spec alone; clocks and memory go to a file of their own."""

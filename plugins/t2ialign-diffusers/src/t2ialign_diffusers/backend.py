@@ -32,7 +32,8 @@ from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_diffusers.compilation import compile_forward
 from t2ialign_diffusers.config import DiffusersConfig
 from t2ialign_diffusers.folder import open_checkpoint, read_json
-from t2ialign_diffusers.lora_names import Originals, to_modules
+from t2ialign_diffusers.lora_names import Originals, to_kohya, to_modules
+from t2ialign_diffusers.merging import merge_base, write_fused
 from t2ialign_diffusers.offload import TakingTurns
 from t2ialign_diffusers.originals import originals
 from t2ialign_diffusers.quantization import quantize
@@ -88,6 +89,7 @@ class DiffusersBackend(Backend):
         dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
         pipeline = self._load(self.text_components, dtypes, **self.own_components())
         parts = {"network": getattr(pipeline, self.trained_component), "decoder": pipeline.vae}
+        merge_base(parts["network"], self.trained_component, self.config.base_lora)
         if self.channels_last:
             parts["network"].to(memory_format=torch.channels_last)
         if self.config.quantization:
@@ -240,7 +242,7 @@ class DiffusersBackend(Backend):
 
     # LoRA
 
-    def load_lora(self, path: Path, name: str = "default") -> None:
+    def load_lora(self, path: str | Path, name: str = "default") -> None:
         """Load with the pipeline's own ``load_lora_weights``, and make sure that every tensor of the file was taken.
 
         A file in the layout of our exports goes there as it is. Any other one is read first, since diffusers gets some
@@ -278,6 +280,12 @@ class DiffusersBackend(Backend):
         return {
             name if name in tensors else f"{self.trained_component}.{name}": tensor for name, tensor in found.items()
         }
+
+    def to_kohya(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return to_kohya(tensors, self.trainable, self.original_names())
+
+    def write_fused(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        write_fused(self, tensors, folder)
 
     def original_names(self) -> Originals:
         """How the original checkpoint of the model calls its layers; empty where it does as diffusers does."""

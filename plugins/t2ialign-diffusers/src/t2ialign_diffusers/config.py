@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from t2ialign.config import BackendConfig, Config
+from t2ialign.config import BackendConfig, Checkpoint, Config, LoraFormat
 
 
 class QuantizationConfig(Config):
@@ -16,6 +16,13 @@ class QuantizationConfig(Config):
         description="number format of the weights: 'int8' or 'float8' (package torchao), 4-bit 'nf4' (bitsandbytes)"
     )
     skip: list[str] = Field([], description="layers that keep the network's dtype: names or their dotted endings")
+
+
+class BaseLora(Config):
+    """``[[backend.base_lora]]``: a LoRA that becomes a part of the frozen model, such as Lightning, LCM or a style."""
+
+    path: Checkpoint = Field(description="file, folder or hub id of a LoRA in the layout of diffusers, PEFT or kohya")
+    weight: float = Field(1.0, description="strength")
 
 
 class DiffusersConfig(BackendConfig):
@@ -44,6 +51,7 @@ class DiffusersConfig(BackendConfig):
         False,
         description="LoRA in the decoder too, on its layers with the targets' names; a second file in the export",
     )
+    base_lora: list[BaseLora] = Field([], description="LoRAs merged into the frozen network, one after the other")
     offload: Literal["none", "model", "blocks"] = Field(
         "none",
         description="weights that wait on the CPU until they are needed: 'model' lets the network and the decoder take"
@@ -74,6 +82,9 @@ class DiffusersConfig(BackendConfig):
         if self.compile != "none" and self.offload != "none":
             raise ValueError("compiled code keeps its weights in place: set offload = 'none', or compile = 'none'")
         return self
+
+    def lora_formats(self) -> list[LoraFormat]:
+        return [*super().lora_formats(), *([] if self.quantization else ["fused"])]  # type: ignore[list-item]
 
     def lora_folders(self) -> dict[str, str]:
         return super().lora_folders() | ({"vae": "decoder."} if self.lora_decoder else {})

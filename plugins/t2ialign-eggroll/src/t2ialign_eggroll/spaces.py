@@ -80,7 +80,7 @@ class LoraSpace:
 
 
 class WeightSpace:
-    """The full weights W + D of the adapted layers; D starts at zero and W is never written.
+    """The full weights W + D of the adapted layers; D starts at the LoRA's s B A, and W is never written.
 
     The run delivers the LoRA of the adapter's rank that is nearest to D in the Frobenius norm.
     """
@@ -96,9 +96,12 @@ class WeightSpace:
                     f" {type(base).__name__}; leave it out of backend.lora.targets"
                 )
             self.layers[name] = base
+        lora = adapter.parameters()
         self.parameters = {
-            f"{name}.weight": nn.Parameter(torch.zeros_like(base.weight, dtype=torch.float32))
-            for name, base in self.layers.items()
+            f"{name}.weight": nn.Parameter(
+                adapter.scaling * lora[f"{name}.lora_B.weight"].detach() @ lora[f"{name}.lora_A.weight"].detach()
+            )
+            for name in self.layers
         }
 
     def centre(self, name: str) -> Tensor:
@@ -125,8 +128,8 @@ class WeightSpace:
     @torch.no_grad()
     def commit(self) -> None:
         """B A = D / s, truncated: D = U S V^T, B = U_r sqrt(S_r) / s, A = sqrt(S_r) V_r^T."""
-        rank = self.adapter.config.rank
         for name, layer in self.adapter.layers.items():
+            rank = self.adapter.ranks[name]
             a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
             delta = self.parameters[f"{name}.weight"]
             if bool((delta == 0).all()):  # no direction is nearest to zero: keep A for the layer's start

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from t2ialign.config import Checkpoint
+from t2ialign.config import Checkpoint, LoraFormat
 from t2ialign_diffusers.config import GuidedConfig
 
 CHECKPOINT_TEXT = "hub id, local folder, or 'pkg:<package>/<path>'"
@@ -14,6 +14,12 @@ CHECKPOINT_TEXT = "hub id, local folder, or 'pkg:<package>/<path>'"
 
 class UnetConfig(GuidedConfig):
     """Models with a UNet."""
+
+    def lora_formats(self) -> list[LoraFormat]:
+        return [*super().lora_formats(), "kohya"]
+
+    def usual_formats(self) -> list[LoraFormat]:
+        return ["diffusers", "kohya"]
 
     def lora_targets(self) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0"]
@@ -84,6 +90,9 @@ class Sd3Config(GuidedConfig):
     guidance_scale: float = Field(4.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
     max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept")
 
+    def lora_formats(self) -> list[LoraFormat]:
+        return [*super().lora_formats(), "kohya"]
+
     def lora_targets(self) -> list[str]:
         joint = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q", "to_k", "to_v", "to_out.0"]
         return [f"attn.{name}" for name in joint]
@@ -101,6 +110,9 @@ class FluxConfig(GuidedConfig):
         3.5, ge=0, description="an input of FLUX.1-dev's network; FLUX.1-schnell has none and ignores it"
     )
     max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept; FLUX.1-dev allows 512")
+
+    def lora_formats(self) -> list[LoraFormat]:
+        return [*super().lora_formats(), "kohya"]
 
     def lora_targets(self) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0"]

@@ -45,6 +45,10 @@ class Flux(GuidedBackend):
     def prediction_type(self) -> str:
         return "flow_prediction"
 
+    def modelspec(self) -> dict[str, str]:
+        edition = "dev" if self.component_config("transformer").get("guidance_embeds") else "schnell"
+        return {"architecture": f"flux-1-{edition}/lora"}
+
     def encoding(self) -> dict[str, Any]:
         return {"max_sequence_length": self.config.max_sequence_length}
 

@@ -88,7 +88,7 @@ class PixArtDmd(GuidedBackend):
         )[0].float()
         return output[:, : x.shape[1]]  # the other half is a learned variance
 
-    def load_lora(self, path: Path, name: str = "default") -> None:
+    def load_lora(self, path: str | Path, name: str = "default") -> None:
         """Attach with peft: PixArtAlphaPipeline has no ``load_lora_weights``."""
         Backend.load_lora(self, path, name)
 

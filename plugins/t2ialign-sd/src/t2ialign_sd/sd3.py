@@ -43,6 +43,12 @@ class StableDiffusion3(GuidedBackend):
     def prediction_type(self) -> str:
         return "flow_prediction"
 
+    def modelspec(self) -> dict[str, str]:
+        """3 medium has no normalised queries, 3.5 large more blocks than both mediums."""
+        network = self.component_config("transformer")
+        size = "m" if network.get("qk_norm") is None else "5-large" if network["num_layers"] > 24 else "5-medium"
+        return {"architecture": f"stable-diffusion-3-{size}/lora"}
+
     def encoding(self) -> dict[str, Any]:
         return {"max_sequence_length": self.config.max_sequence_length}
 

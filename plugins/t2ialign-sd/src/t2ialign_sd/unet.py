@@ -50,6 +50,13 @@ class StableDiffusion(GuidedBackend):
     def path(self) -> VPPath:
         return vp_path(self.scheduler)
 
+    def modelspec(self) -> dict[str, str]:
+        """Which Stable Diffusion the UNet is, by the width of its text, and what it predicts."""
+        kind = "v" if self.component_config("scheduler").get("prediction_type") == "v_prediction" else "epsilon"
+        first, second = "stable-diffusion-v1", "stable-diffusion-v2-768-v" if kind == "v" else "stable-diffusion-v2-512"
+        network = first if self.component_config("unet")["cross_attention_dim"] < 1024 else second
+        return {"architecture": f"{network}/lora", "prediction_type": kind}
+
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         embeds, _ = pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
         return [{"prompt_embeds": embed} for embed in embeds]
@@ -80,6 +87,9 @@ class StableDiffusionXL(StableDiffusion):
             prompts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return [{"prompt_embeds": e, "pooled_prompt_embeds": p} for e, p in zip(embeds, pooled, strict=True)]
+
+    def modelspec(self) -> dict[str, str]:
+        return super().modelspec() | {"architecture": "stable-diffusion-xl-v1-base/lora"}
 
     def as_negative(self, encoded: Conditioning) -> Conditioning:
         """Zeros in place of an absent negative prompt, where the checkpoint was trained so."""

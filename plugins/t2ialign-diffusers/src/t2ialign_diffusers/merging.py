@@ -1,0 +1,88 @@
+"""LoRAs that become a part of the weights: of the frozen base, or of a checkpoint that is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from t2ialign.lora.reading import fitted
+from t2ialign.storage import files
+from t2ialign.storage.tensor_files import write_tensors
+from t2ialign_diffusers.lora_names import to_modules
+from t2ialign_diffusers.originals import originals
+
+if TYPE_CHECKING:
+    from t2ialign_diffusers.backend import DiffusersBackend
+    from t2ialign_diffusers.config import BaseLora
+
+
+def changed(weight: Tensor, tensors: Mapping[str, Tensor], layer: str, strength: float = 1.0) -> Tensor:
+    """W + strength B A in float32, rounded to the weight's dtype. Convolutions: A (r, in, h, w), B (out, r, 1, 1)."""
+    b, a = (tensors[f"{layer}.lora_{side}.weight"].to(weight.device) for side in "BA")
+    return (weight.float() + strength * (b.flatten(1) @ a.flatten(1)).view_as(weight)).to(weight.dtype)
+
+
+@torch.no_grad()
+def merge_base(network: nn.Module, component: str, loras: list[BaseLora]) -> None:
+    """Merge LoRAs into a network that was just loaded.
+
+    Raises:
+        UsageError: no such LoRA, or one for another network.
+    """
+
+    def names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return to_modules(tensors, network, originals(network))
+
+    for lora in loras:
+        tensors = fitted(network, lora.path, component, names)
+        for layer in dict.fromkeys(name.rpartition(".lora_")[0] for name in tensors):
+            weight: Any = network.get_submodule(layer).weight
+            weight.copy_(changed(weight, tensors, layer, lora.weight))
+
+
+@torch.no_grad()
+def write_fused(backend: DiffusersBackend, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """The backend's checkpoint with new weights in the components that have LoRA layers; loads like the old one.
+
+    Args:
+        tensors: of ``backend.adapted``.
+    """
+    pipeline, trained = backend.pipeline, backend.trained_component
+    if backend.turns:
+        backend.turns.put_back()
+    components = {trained: f"{trained}." if backend.config.lora_decoder else ""}
+    if backend.config.lora_decoder:
+        components["vae"] = "vae."
+    replaced = {Path(component) for component in components}
+
+    def weights(place: str, names: list[str]) -> list[str]:
+        inside = Path(place).relative_to(backend.folder)
+        return [name for name in names if inside in replaced and not name.endswith("config.json")]
+
+    shutil.copytree(backend.folder, folder, ignore=weights)
+    for component, prefix in components.items():
+        module = getattr(pipeline, component)
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        suffix = f".{backend.config.variant}" if backend.config.variant else ""
+        (folder / component).mkdir(exist_ok=True)
+        write_tensors(folder / component / f"diffusion_pytorch_model{suffix}.safetensors", fused_state(module, own))
+        files.write_json(folder / component / "config.json", {**module.config, "_name_or_path": ""})
+    if backend.weightless:
+        pipeline.scheduler.save_pretrained(folder / "scheduler")
+
+
+def fused_state(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's state without LoRA layers, their change added to the weights below them."""
+    state = {}
+    for name, tensor in network.state_dict().items():
+        if ".lora_" not in name:
+            plain = name.replace(".base_layer.", ".")
+            layer = plain.removesuffix(".weight")
+            has_lora = f"{layer}.lora_A.weight" in tensors
+            state[plain] = changed(tensor, tensors, layer) if has_lora else tensor
+    return state
