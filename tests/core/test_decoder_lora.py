@@ -27,13 +27,13 @@ def spec(tmp_path):
 
 
 def test_a_population_moves_and_exports_it(spec, tmp_path):
-    """The export is checked against the run's images in a fresh backend."""
+    """Both files are checked in place; the network's also has kohya's form."""
     problem = assemble(specs.load(spec), report=lambda text: None)
     optimizer = load_optimizer(problem)
     optimizer.step(0)
     write_export(problem, tmp_path / "export")
     check_export(problem, tmp_path / "export")
-    files = {path.name: load_file(path) for path in (tmp_path / "export").glob("*.safetensors")}
+    files = {path.name: load_file(path) for path in (tmp_path / "export").glob("*_weights.safetensors")}
     assert sorted(files) == ["pytorch_lora_weights.safetensors", "vae_lora_weights.safetensors"]
     assert all(name.startswith("unet.") for name in files["pytorch_lora_weights.safetensors"])
     assert all(name.startswith("vae.decoder.") for name in files["vae_lora_weights.safetensors"])

@@ -103,7 +103,7 @@ def corrupt(tensors, how):
     ("how", "named"),
     [
         ("negated", r"'0\.lora_B\.weight' differs"),
-        ("dropped", r"transformer\.0\.lora_A\.weight"),
+        ("dropped", r"lacks 'transformer\.0\.lora_B\.weight'"),
         ("a layer dropped", r"lacks '0\.lora_A\.weight'"),
         ("renamed", r"transformer\.[09]\.lora_[AB]\.weight"),
     ],

@@ -285,7 +285,16 @@ class DiffusersBackend(Backend):
         return to_kohya(tensors, self.trainable, self.original_names())
 
     def write_fused(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        write_fused(self, tensors, folder)
+        if self.turns:
+            self.turns.put_back()
+        networks = {self.trained_component: self.trainable}
+        if self.config.lora_decoder:
+            networks["vae"] = self.pipeline.vae
+        else:
+            tensors = {f"{self.trained_component}.{name}": tensor for name, tensor in tensors.items()}
+        write_fused(self.folder, networks, tensors, folder, self.config.variant)
+        if self.weightless:  # the network's scheduler came with it
+            self.pipeline.scheduler.save_pretrained(folder / "scheduler")
 
     def original_names(self) -> Originals:
         """How the original checkpoint of the model calls its layers; empty where it does as diffusers does."""

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from t2ialign.lora.file import inner
 from t2ialign.lora.reading import fitted
-from t2ialign.storage import files
 from t2ialign.storage.tensor_files import write_tensors
 from t2ialign_diffusers.lora_names import to_modules
 from t2ialign_diffusers.originals import originals
 
 if TYPE_CHECKING:
-    from t2ialign_diffusers.backend import DiffusersBackend
     from t2ialign_diffusers.config import BaseLora
 
 
@@ -46,34 +45,31 @@ def merge_base(network: nn.Module, component: str, loras: list[BaseLora]) -> Non
 
 
 @torch.no_grad()
-def write_fused(backend: DiffusersBackend, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """The backend's checkpoint with new weights in the components that have LoRA layers; loads like the old one.
+def write_fused(
+    checkpoint: Path,
+    networks: Mapping[str, nn.Module],
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    variant: str | None,
+) -> None:
+    """A checkpoint with new weights in some components; it loads like the old one, whose card stays behind.
 
     Args:
-        tensors: of ``backend.adapted``.
+        networks: component -> its network, LoRA layers included.
+        tensors: "<component>.<module path>.lora_A.weight" and "….lora_B.weight".
+        variant: which of the checkpoint's weights are in use.
     """
-    pipeline, trained = backend.pipeline, backend.trained_component
-    if backend.turns:
-        backend.turns.put_back()
-    components = {trained: f"{trained}." if backend.config.lora_decoder else ""}
-    if backend.config.lora_decoder:
-        components["vae"] = "vae."
-    replaced = {Path(component) for component in components}
 
-    def weights(place: str, names: list[str]) -> list[str]:
-        inside = Path(place).relative_to(backend.folder)
-        return [name for name in names if inside in replaced and not name.endswith("config.json")]
+    def left_out(place: str, names: list[str]) -> list[str]:
+        inside = str(Path(place).relative_to(checkpoint))
+        return [name for name in names if inside in networks or (inside == "." and name == "README.md")]
 
-    shutil.copytree(backend.folder, folder, ignore=weights)
-    for component, prefix in components.items():
-        module = getattr(pipeline, component)
-        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-        suffix = f".{backend.config.variant}" if backend.config.variant else ""
+    shutil.copytree(checkpoint, folder, ignore=left_out)
+    file = f"diffusion_pytorch_model.{variant}.safetensors" if variant else "diffusion_pytorch_model.safetensors"
+    for component, network in networks.items():
         (folder / component).mkdir(exist_ok=True)
-        write_tensors(folder / component / f"diffusion_pytorch_model{suffix}.safetensors", fused_state(module, own))
-        files.write_json(folder / component / "config.json", {**module.config, "_name_or_path": ""})
-    if backend.weightless:
-        pipeline.scheduler.save_pretrained(folder / "scheduler")
+        write_tensors(folder / component / file, fused_state(network, inner(tensors, f"{component}.")))
+        network.save_config(folder / component)  # type: ignore[operator]
 
 
 def fused_state(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
