@@ -7,10 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from worlds import WORLD
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -35,36 +35,50 @@ def listing(path: Path) -> dict:
     return found
 
 
-@pytest.fixture(scope="module")
-def documented(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package of docs/writing-a-plugin.md, cut out of the page, installed."""
-    page = (ROOT / "docs" / "writing-a-plugin.md").read_text()
-    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    for name in ("pyproject.toml", "t2ialign_redness.py"):
-        block = re.search(rf"`{re.escape(name)}`:\n\n```\w+\n(.*?)```", page, re.DOTALL)
-        assert block, f"the page has no file {name}"
-        (source / name).write_text(block[1])
+TUTORIALS = sorted((ROOT / "docs" / "plugins").glob("*.md"))
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """The files that a tutorial shows: a name in backticks, then a block."""
+    found = re.findall(
+        r"`([\w.-]+\.(?:py|toml))`[^\n]*:?\n(?:[^\n`]*\n)*?\n?```\w+\n(.*?)```", page.read_text(), re.DOTALL
+    )
+    return dict(found)
+
+
+@pytest.mark.parametrize("page", [page for page in TUTORIALS if files_of(page)], ids=lambda page: page.stem)
+def test_a_tutorials_package_installs_passes_its_contract_and_runs(page, tmp_path):
+    files, source, target = files_of(page), tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name, text in files.items():
+        (source / name).write_text(text)
     pip_install(source, target)
-    return target
-
-
-def test_the_documented_plugin_is_listed(documented):
-    parts = {(part["role"], part["kind"]): part for part in listing(documented)["parts"]}
-    redness = parts["reward", "redness"]
-    assert redness["distribution"] == "t2ialign-redness"
-    assert redness["provides"] == ["differentiable"]
-    assert "gain" in redness["options"]
-
-
-def test_the_documented_plugin_is_used_in_a_run(documented, tmp_path):
-    spec = tmp_path / "spec.toml"
-    reward = 'kind = "redness"\ngain = 2.0\n'
-    spec.write_text(WORLD.replace("OUT", str(tmp_path / "runs")).replace('kind = "shapes-graded"\n', reward))
-    done = t2ialign("run", spec, "--set", "evaluation.limit=4", path=documented)
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    (part,) = [part for part in listing(target)["parts"] if part["distribution"] == project["name"]]
+    assert part["role"] == page.stem
+    done = t2ialign("check", part["kind"], path=target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = t2ialign("run", source / "spec.toml", "--set", f'run.out="{tmp_path}"', path=target)
     assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "runs" / "spec" / "evaluation" / "summary.json").read_text())
-    assert "redness" in summary["variants"]["tuned"]
-    done = t2ialign("run", spec, "--set", "reward[0].gain=-1", path=documented)
+    assert (tmp_path / "spec" / "report.html").is_file()
+
+
+def test_a_documented_reward_scores_a_folder_and_its_options_are_checked(tmp_path):
+    from PIL import Image
+
+    page, source, target = ROOT / "docs" / "plugins" / "reward.md", tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name, text in files_of(page).items():
+        (source / name).write_text(text)
+    pip_install(source, target)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (8, 8), "red").save(pictures / "0000.png")
+    out = tmp_path / "scores.json"
+    done = t2ialign("score", pictures, "-r", "redness", "--prompt", "anything", "--json", out, path=target)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["images"][0]["scores"]["redness"] == pytest.approx(1.0)
+    done = t2ialign("run", source / "spec.toml", "--set", "reward[0].gain=-1", path=target)
     assert done.returncode == 2
     assert "reward[0].gain = -1: must be > 0." in done.stderr
 

@@ -1,0 +1,107 @@
+"""Pages that mkdocs makes while it builds: the reference of the spec, and the repository's own pages at the root."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from t2ialign.config import RewardMixConfig
+from t2ialign.plugins import registry
+from t2ialign.spec.parse import TABLES
+
+ROOT = Path(__file__).parents[1]
+MEANING = {
+    "backend": "`[backend]`: the frozen model",
+    "sampler": "`[sampler]`: from noise to latents",
+    "optimizer": "`[optimizer]`: the algorithm",
+    "reward": "`[[reward]]`: one table for each score",
+}
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add what is generated."""
+    files.append(File.generated(config, "reference/spec.md", content=spec_reference()))
+    files.append(File.generated(config, "contributing.md", content=(ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    return files
+
+
+#: A link to a file outside the docs' folder.
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?!writing-a-plugin|reference|plugins/[a-z]+\.md)([^)]+)\)")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links out of the docs' folder are code spans on the site, where the files are not."""
+    return OUTSIDE.sub(r"\1 (`\2`)", markdown)
+
+
+def spec_reference() -> str:
+    """Every table and every installed kind with its options."""
+    lines = ["# The spec", "", "Made from the installed packages. A key without a default is required.", ""]
+    for name, model in TABLES.items():
+        lines += [f"## `[{name}]`", "", *options(model), ""]
+    found = registry()
+    for role, meaning in MEANING.items():
+        lines += [f"## {meaning}", ""]
+        if role == "reward":
+            lines += ["Every reward understands these, besides its own:", "", *options(RewardMixConfig), ""]
+        for kind, declared in sorted(found.parts[role].items()):
+            words = ", ".join(f"`{word}`" for word in sorted(declared.provides))
+            lines += [f"### `{kind}`", "", f"{escaped(declared.summary)} ({declared.distribution})", ""]
+            lines += [f"Provides {words}.", ""] if words else []
+            lines += [*options(declared.config), ""]
+    return "\n".join(lines)
+
+
+def options(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """A table of a model's fields; nested tables follow with their dotted keys."""
+    rows = list(rows_of(model, prefix))
+    return ["| key | type | default | |", "|---|---|---|---|", *rows] if rows else ["No options."]
+
+
+def rows_of(model: type[BaseModel], prefix: str) -> list[str]:
+    rows: list[str] = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            rows += rows_of(inner, f"{prefix}{name}.")
+            continue
+        cells = [f"`{prefix}{name}`", f"`{type_of(model, name)}`", default_of(field), escaped(field.description or "")]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return rows
+
+
+def type_of(model: type[BaseModel], name: str) -> str:
+    """The type and range in words, from the field's JSON schema."""
+    schema = model.model_json_schema()
+    return words(schema["properties"][name], schema.get("$defs", {}))
+
+
+def words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return "table"
+    if "enum" in schema or "const" in schema:
+        return " or ".join(repr(value) for value in schema.get("enum", [schema.get("const")]))
+    if "anyOf" in schema:
+        return " or ".join(words(one, definitions) for one in schema["anyOf"] if one.get("type") != "null")
+    kind = {"string": "text", "number": "number", "integer": "integer", "boolean": "true or false", "object": "table"}
+    if schema.get("type") == "array":
+        return f"list of {words(schema['items'], definitions)}" if "items" in schema else "list"
+    bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema]
+    return " ".join([kind.get(schema.get("type", ""), "any"), ", ".join(limits)]).strip()
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    return "unset" if value is None else f"`{value!r}`"
+
+
+def escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
