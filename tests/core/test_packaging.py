@@ -23,7 +23,7 @@ def pip_install(source: Path, target: Path) -> None:
 
 
 def t2ialign(*arguments: str | Path, path: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "t2ialign", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
