@@ -118,9 +118,9 @@ class BackendConfig(Config):
         """Default target modules when ``lora.targets`` is absent."""
         return []
 
-    def lora_formats(self) -> list[LoraFormat]:
-        """Forms that an export of this model can have."""
-        return ["diffusers", "peft"]
+    def lora_formats(self) -> dict[LoraFormat, str]:
+        """Forms that an export of this model can have -> the programs that read them."""
+        return {"diffusers": "t2ialign (load_lora_file)", "peft": "PEFT"}
 
     def usual_formats(self) -> list[LoraFormat]:
         """Forms that an export has unless the spec says otherwise."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from t2ialign.errors import ExportError
 from t2ialign.lora.adapter import GUEST, factors, guest
-from t2ialign.problem.formats import check_formats, write_formats
+from t2ialign.problem.formats import check_formats, clients, write_formats
 from t2ialign.problem.problem import Problem
 from t2ialign.tensors import seeding
 from t2ialign.tensors.batching import image_tolerance
@@ -152,6 +152,7 @@ A LoRA (rank {rank}) for `{info.base_model}`, aligned by t2ialign.
 | optimised rewards | {rewards} |
 | held-out rewards | {held_out} |
 | modules | {", ".join(problem.adapter.targets)} |
+{clients(problem)}
 | scale | folded into B: load it at strength 1, whatever the loader does with alpha |
 
 ```python

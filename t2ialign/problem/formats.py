@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from t2ialign.config import LoraFormat
 from t2ialign.errors import ExportError
-from t2ialign.lora.file import inner, write_loras, write_peft
+from t2ialign.lora.file import FILE, inner, write_loras, write_peft
 from t2ialign.problem.problem import Problem
 from t2ialign.storage.tensor_files import write_tensors
 
 #: Name of the file or folder of each form. No name may end in that of the diffusers form, which loaders look for.
-FORMS = {"kohya": "kohya.safetensors", "peft": "peft", "fused": "fused"}
+FORMS: dict[LoraFormat, str] = {"diffusers": FILE, "kohya": "kohya.safetensors", "peft": "peft", "fused": "fused"}
 
 
 def write_formats(problem: Problem, folder: Path) -> None:
@@ -25,12 +26,19 @@ def write_formats(problem: Problem, folder: Path) -> None:
     write_loras(problem.adapter, prefix, folder, header)
     folded = problem.adapter.folded()
     own = network_part(problem, folded)
+    base = "" if Path(backend.info.base_model).is_absolute() else backend.info.base_model
     if "kohya" in wanted:
         write_tensors(folder / FORMS["kohya"], backend.to_kohya(own), header)
     if "peft" in wanted:
-        write_peft(own, folder / FORMS["peft"], backend.info.base_model, header)
+        write_peft(own, folder / FORMS["peft"], base, header)
     if "fused" in wanted:
         backend.write_fused(folded, folder / FORMS["fused"])
+
+
+def clients(problem: Problem) -> str:
+    """Rows of the model card: which program reads which of the files."""
+    readers = problem.spec.backend_config.lora_formats()
+    return "\n".join(f"| `{FORMS[form]}` | {readers[form]} |" for form in problem.spec.formats())
 
 
 def network_part(problem: Problem, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from t2ialign.config import (
     Config,
     EvaluationConfig,
     ExportConfig,
+    LoraFormat,
     PromptsConfig,
     Requirements,
     RewardMixConfig,
@@ -166,9 +167,10 @@ class Spec:
     def uses_lora(self) -> bool:
         return "lora" in self.optimizer.requires().get("backend", set())
 
-    def formats(self) -> list[str]:
+    def formats(self) -> list[LoraFormat]:
         """Forms of the exported LoRA, "diffusers" among them."""
-        return list(dict.fromkeys(["diffusers", *(self.export.formats or self.backend_config.usual_formats())]))
+        wanted: list[LoraFormat] = ["diffusers", *(self.export.formats or self.backend_config.usual_formats())]
+        return list(dict.fromkeys(wanted))
 
     def check_images_are_scored_alone(self) -> None:
         """For searches, which work on every image by itself.

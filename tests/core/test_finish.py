@@ -73,7 +73,7 @@ def test_every_stage_runs_whatever_happened_to_the_others(toy_spec, monkeypatch,
 
 
 def test_a_run_without_an_update_says_so_and_is_evaluated(toy_spec):
-    """Every score is dropped, so that no candidate is better than the start."""
+    """No candidate is better than the start."""
     spec = specs.load(toy_spec(optimizer={"kind": "toy-search", "scale": 1e-30}))
     with pytest.raises(finish.Unfinished, match="the LoRA is still zero: no step changed it"):
         runner.start(spec, QUIET)

@@ -83,8 +83,9 @@ class DiffusersConfig(BackendConfig):
             raise ValueError("compiled code keeps its weights in place: set offload = 'none', or compile = 'none'")
         return self
 
-    def lora_formats(self) -> list[LoraFormat]:
-        return [*super().lora_formats(), *([] if self.quantization else ["fused"])]  # type: ignore[list-item]
+    def lora_formats(self) -> dict[LoraFormat, str]:
+        formats: dict[LoraFormat, str] = {**super().lora_formats(), "diffusers": "diffusers"}
+        return formats if self.quantization else {**formats, "fused": "what reads the checkpoint"}
 
     def lora_folders(self) -> dict[str, str]:
         return super().lora_folders() | ({"vae": "decoder."} if self.lora_decoder else {})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from t2ialign.errors import UsageError
 from t2ialign.lora.file import inner
 from t2ialign.lora.reading import fitted
 from t2ialign.storage.tensor_files import write_tensors
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 def changed(weight: Tensor, tensors: Mapping[str, Tensor], layer: str, strength: float = 1.0) -> Tensor:
     """W + strength B A in float32, rounded to the weight's dtype. Convolutions: A (r, in, h, w), B (out, r, 1, 1)."""
+    if not weight.is_floating_point():
+        raise UsageError(
+            f"the weights of '{layer}' are quantised in their file, so that no LoRA can be merged into them"
+        )
     b, a = (tensors[f"{layer}.lora_{side}.weight"].to(weight.device) for side in "BA")
     return (weight.float() + strength * (b.flatten(1) @ a.flatten(1)).view_as(weight)).to(weight.dtype)
 

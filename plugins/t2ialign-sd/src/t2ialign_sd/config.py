@@ -15,8 +15,11 @@ CHECKPOINT_TEXT = "hub id, local folder, or 'pkg:<package>/<path>'"
 class UnetConfig(GuidedConfig):
     """Models with a UNet."""
 
-    def lora_formats(self) -> list[LoraFormat]:
-        return [*super().lora_formats(), "kohya"]
+    def lora_formats(self) -> dict[LoraFormat, str]:
+        return {
+            **super().lora_formats(),
+            "kohya": "ComfyUI, Forge, AUTOMATIC1111, kohya's scripts, diffusers",
+        }
 
     def usual_formats(self) -> list[LoraFormat]:
         return ["diffusers", "kohya"]
@@ -79,6 +82,12 @@ class PixArtDmdConfig(GuidedConfig):
     )
     max_sequence_length: int = Field(120, ge=1, description="prompt tokens kept")
 
+    def lora_formats(self) -> dict[LoraFormat, str]:
+        return {
+            **super().lora_formats(),
+            "diffusers": "ComfyUI, t2ialign (load_lora_file)",
+        }
+
     def lora_targets(self) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -90,8 +99,12 @@ class Sd3Config(GuidedConfig):
     guidance_scale: float = Field(4.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
     max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept")
 
-    def lora_formats(self) -> list[LoraFormat]:
-        return [*super().lora_formats(), "kohya"]
+    def lora_formats(self) -> dict[LoraFormat, str]:
+        return {
+            **super().lora_formats(),
+            "diffusers": "diffusers, ComfyUI",
+            "kohya": "ComfyUI, kohya's scripts, Forge (3.5 medium)",
+        }
 
     def lora_targets(self) -> list[str]:
         joint = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q", "to_k", "to_v", "to_out.0"]
@@ -111,8 +124,12 @@ class FluxConfig(GuidedConfig):
     )
     max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept; FLUX.1-dev allows 512")
 
-    def lora_formats(self) -> list[LoraFormat]:
-        return [*super().lora_formats(), "kohya"]
+    def lora_formats(self) -> dict[LoraFormat, str]:
+        return {
+            **super().lora_formats(),
+            "diffusers": "diffusers, ComfyUI, Forge",
+            "kohya": "ComfyUI, Forge, kohya's scripts, diffusers",
+        }
 
     def lora_targets(self) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0"]

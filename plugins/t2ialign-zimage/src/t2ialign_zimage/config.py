@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from t2ialign.config import CHECKPOINT, Checkpoint
+from t2ialign.config import CHECKPOINT, Checkpoint, LoraFormat
 from t2ialign_diffusers.config import GuidedConfig
 
 
@@ -32,7 +32,13 @@ class ZImageConfig(GuidedConfig):
             raise ValueError("network_checkpoint and network_file belong together: give both or neither")
         if self.is_gguf and self.quantization:
             raise ValueError("the weights in a .gguf file are quantised already: leave quantization out")
+        if self.is_gguf and self.base_lora:
+            raise ValueError("the weights in a .gguf file are quantised, and take no base_lora: leave one of them out")
         return self
+
+    def lora_formats(self) -> dict[LoraFormat, str]:
+        formats: dict[LoraFormat, str] = {**super().lora_formats(), "diffusers": "diffusers, ComfyUI"}
+        return {form: clients for form, clients in formats.items() if form != "fused" or not self.is_gguf}
 
     @property
     def is_gguf(self) -> bool:
