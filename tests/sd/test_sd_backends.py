@@ -100,6 +100,21 @@ def test_lora_file_gives_the_tuned_images(name, build, shared, tmp_path):
     assert (fresh.generate(conditioning, SEEDS, case.sampler) - tuned).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].backend is not PixArtDmd])
+def test_kohya_names_give_the_tuned_images(name, build, shared, tmp_path):
+    case, backend = CASES[name], make(CASES[name], build)
+    conditioning = shared(name).encode(PROMPTS)
+    adapter = Adapter(backend.trainable, LoraConfig(rank=2), backend.config.lora_targets())
+    with torch.no_grad():
+        for i, parameter in enumerate(adapter.parameters().values()):
+            parameter.add_(0.3 * seeding.normal([i], parameter.shape)[0])
+    tuned = backend.generate(conditioning, SEEDS, case.sampler)
+    save_file(backend.to_kohya(adapter.folded()), tmp_path / "style.safetensors")
+    fresh = make(case, build)
+    fresh.load_lora(tmp_path)
+    assert (fresh.generate(conditioning, SEEDS, case.sampler) - tuned).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("name", ["sd15-ddim", "sd-turbo", "sdxl", "pixart-dmd", "sd3", "flux-dev"])
 def test_bfloat16_and_float16_rules(name, build):
     backend = make(CASES[name], build, dtype="bfloat16")

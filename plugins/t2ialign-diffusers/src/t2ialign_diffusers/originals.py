@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -80,20 +81,24 @@ def _translate(path: str, rules: tuple[Rule, ...]) -> str | None:
     return None
 
 
-def _sdxl(path: str) -> str | None:
-    """Blocks of three: two (downwards) or three (upwards) pairs of a residual block and a transformer."""
+def _sdxl(path: str, width: int) -> str | None:
+    """The blocks of both ways counted through; each has one more than the layers of a block: its change of size.
+
+    Args:
+        width: layers per block, and one.
+    """
     if match := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.*)", path):
         way, block, kind, layer, rest = match.groups()
-        number = 3 * int(block) + int(layer) + (way == "down")
+        number = width * int(block) + int(layer) + (way == "down")
         side = {"down": "input_blocks", "up": "output_blocks"}[way]
         return f"{side}.{number}.{int(kind == 'attentions')}.{_RESNET.get(rest, rest)}"
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", path):
         kind, layer, rest = match.groups()
         return f"middle_block.{1 if kind == 'attentions' else 2 * int(layer)}.{_RESNET.get(rest, rest)}"
     if match := re.fullmatch(r"down_blocks\.(\d+)\.downsamplers\.0\.conv", path):
-        return f"input_blocks.{3 * int(match[1]) + 3}.0.op"
+        return f"input_blocks.{width * int(match[1]) + width}.0.op"
     if match := re.fullmatch(r"up_blocks\.(\d+)\.upsamplers\.0\.conv", path):
-        return f"output_blocks.{3 * int(match[1]) + 2}.2.conv"
+        return f"output_blocks.{width * int(match[1]) + width - 1}.2.conv"
     return None
 
 
@@ -112,7 +117,7 @@ def originals(network: nn.Module) -> dict[str, list[str]]:
     name = _NAMES.get(type(network).__name__)
     config = getattr(network, "config", {})
     if type(network).__name__ == "UNet2DConditionModel" and config.get("addition_embed_type") == "text_time":
-        name = _sdxl
+        name = partial(_sdxl, width=config["layers_per_block"] + 1)
     if name is None:
         return {}
     found: dict[str, dict[int, str]] = {}
