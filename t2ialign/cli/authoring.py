@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from t2ialign import plugins
 from t2ialign.config import CHECKPOINT, Config
 from t2ialign.declaration import ROLES, Declaration
 from t2ialign.errors import T2IAlignError, UsageError, nearest
-from t2ialign.plugins import registry
 from t2ialign.spec import checkpoints, parse
 from t2ialign.storage import files
 
@@ -66,7 +66,7 @@ def new_plugin(
 def _check_name(role: str, name: str, module: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise UsageError(f"'{name}' is no kind: small letters, digits and hyphens, a letter first, like 'my-{role}'")
-    if name in (taken := registry().parts[role]):
+    if name in (taken := plugins.registry().parts[role]):
         raise UsageError(f"{role} '{name}' exists already, in {taken[name].distribution}; choose another name")
     if importlib.util.find_spec(module) is not None:
         raise UsageError(f"a package t2ialign-{name} is installed already; choose another name")
@@ -133,7 +133,7 @@ def _find(text: str) -> Declaration:
     role, _, kind = text.rpartition("/")
     if role and role not in ROLES:
         raise UsageError(f"{text}: no role '{role}'; roles: {', '.join(ROLES)}")
-    parts = registry()
+    parts = plugins.registry()
     found = [one for one in ([role] if role else ROLES) if kind in parts.parts[one]]
     if len(found) > 1:
         raise UsageError(f"{kind}: which one? {' or '.join(f'{one}/{kind}' for one in found)}")

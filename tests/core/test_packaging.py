@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shutil
 import tomllib
 from pathlib import Path
 
 import pytest
+from packages import listing, pip_install, python, t2ialign
 
 ROOT = Path(__file__).parents[2]
+PLUGINS = sorted(file.parent.name for file in (ROOT / "plugins").glob("*/pyproject.toml"))
 pytestmark = pytest.mark.slow
-
-
-def pip_install(source: Path, target: Path) -> None:
-    """Install a package into a folder of its own; it is on the path only where a test puts it there."""
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", str(target)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(source)], check=True, timeout=300)
-
-
-def t2ialign(*arguments: str | Path, path: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "t2ialign", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-
-
-def listing(path: Path) -> dict:
-    done = t2ialign("plugins", "--json", path=path)
-    found = json.loads(done.stdout)
-    assert done.returncode == any(status["error"] for status in found["plugins"]), done.stderr
-    return found
 
 
 TUTORIALS = sorted((ROOT / "docs" / "plugins").glob("*.md"))
@@ -52,7 +33,7 @@ def test_a_tutorials_package_installs_passes_its_contract_and_runs(page, tmp_pat
     source.mkdir()
     for name, text in files.items():
         (source / name).write_text(text)
-    pip_install(source, target)
+    pip_install(target, source)
     project = tomllib.loads(files["pyproject.toml"])["project"]
     (part,) = [part for part in listing(target)["parts"] if part["distribution"] == project["name"]]
     assert part["role"] == page.stem
@@ -70,7 +51,7 @@ def test_a_documented_reward_scores_a_folder_and_its_options_are_checked(tmp_pat
     source.mkdir()
     for name, text in files_of(page).items():
         (source / name).write_text(text)
-    pip_install(source, target)
+    pip_install(target, source)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.new("RGB", (8, 8), "red").save(pictures / "0000.png")
@@ -97,18 +78,39 @@ def test_a_plugin_that_raises_at_import_is_listed_as_broken_and_hurts_nobody(tmp
     assert "broken" in t2ialign("plugins", path=tmp_path).stdout
 
 
-@pytest.mark.parametrize(
-    "folder", sorted(p.name for p in (ROOT / "plugins").iterdir() if (p / "pyproject.toml").exists())
-)
-def test_every_plugin_works_from_a_wheel(folder, tmp_path):
-    pip_install(ROOT / "plugins" / folder, tmp_path)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core and every plugin as wheels, in a folder far from the repository."""
+    target = tmp_path_factory.mktemp("site")
+    pip_install(target, ROOT, *(ROOT / "plugins" / folder for folder in PLUGINS))
+    return target
+
+
+@pytest.mark.parametrize("folder", ["t2ialign", *PLUGINS])
+def test_every_package_works_from_a_wheel(folder, site, tmp_path):
     package = folder.replace("-", "_")
-    code = f"import {package}, {package}.plugin; print({package}.__file__)"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.startswith(str(tmp_path)), done.stderr
-    source = ROOT / "plugins" / folder / "src" / package
+    source = ROOT / package if folder == "t2ialign" else ROOT / "plugins" / folder / "src" / package
+    entry = "cli" if folder == "t2ialign" else "plugin"
+    entry = f", {package}.{entry}" if list(source.glob(f"{entry}*")) else ""
+    done = python("-c", f"import {package}{entry}; print({package}.__file__)", path=site, alone=True, cwd=tmp_path)
+    assert done.stdout.startswith(str(site)), done.stderr
     wanted = {p.relative_to(source) for p in source.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    installed = {p.relative_to(tmp_path / package) for p in (tmp_path / package).rglob("*") if p.is_file()}
+    installed = {p.relative_to(site / package) for p in (site / package).rglob("*") if p.is_file()}
     assert wanted <= installed
-    assert not [status for status in listing(tmp_path)["plugins"] if status["error"]]
+
+
+def test_the_quickstart_runs_from_wheels_without_the_repository(site, tmp_path):
+    shutil.copy(ROOT / "specs" / "quickstart.toml", tmp_path)
+    small = ("run.steps=2", "optimizer.population=4", "prompts.per_step=4", "evaluation.limit=6")
+    few = [word for key in small for word in ("--set", key)]
+    done = t2ialign("run", "quickstart.toml", *few, path=site, alone=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "quickstart"
+    assert (run / "export" / "pytorch_lora_weights.safetensors").exists()
+    assert json.loads((run / "evaluation" / "summary.json").read_text())["images"] == 18
+    code = "import sys, t2ialign.run.runner, t2ialign_eggroll.eggroll, t2ialign_sana.sprint, t2ialign_rewards.clip;"
+    code += "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('t2ialign')), sep='\\n')"
+    files = python("-c", code, path=site, alone=True, cwd=tmp_path).stdout.splitlines()
+    assert len(files) > 30
+    assert all(file.startswith(str(site)) for file in files)
+    assert not [status for status in listing(site, alone=True)["plugins"] if status["error"]]

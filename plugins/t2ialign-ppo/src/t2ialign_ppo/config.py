@@ -101,7 +101,9 @@ class AgreementConfig(Config):
     """``kind = "agreement"``."""
 
     sampler: dict[str, Any] = Field(
-        default={"kind": "dpmpp-2m", "steps": 50}, description="the sampler of the reference, as in [sampler]"
+        default={"kind": "dpmpp-2m", "steps": 50},
+        validate_default=False,  # at registration, when defaults are checked, not all samplers are registered yet
+        description="the sampler of the reference, as in [sampler]",
     )
 
     @field_validator("sampler")
