@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from t2ialign import LoraConfig, UsageError, plugins
 from t2ialign.lora import adapter as lora
 from t2ialign.lora.file import write_lora
+from t2ialign.testing import check_backend
 from t2ialign_infinity.backend import InfinityBackend, per_scale
 from t2ialign_infinity.config import InfinityConfig
 from t2ialign_infinity.sampling import DrawBits, sample_features, with_cache, without_cache
@@ -24,6 +25,10 @@ from t2ialign_infinity.variants import VARIANTS, Variant
 
 TARGETS = InfinityConfig().lora_targets()
 PROMPTS = ["a red fox in the snow", "two cats", "grass", "old man with hat"]
+
+
+def test_it_keeps_the_contract_of_backends(backend: InfinityBackend) -> None:
+    check_backend(backend, PROMPTS)
 
 
 def attach(backend: InfinityBackend, targets: list[str] | None = None) -> lora.Adapter:

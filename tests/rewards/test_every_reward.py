@@ -16,6 +16,7 @@ from t2ialign import OptimizerConfig, plugins
 from t2ialign.config import RewardMixConfig
 from t2ialign.spec.capabilities import capability_problems
 from t2ialign.spec.model import Chosen, ChosenReward
+from t2ialign.testing import check_reward
 from t2ialign_rewards import config
 from t2ialign_rewards.imagereward import ImageReward
 
@@ -101,6 +102,11 @@ def disc():
     y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
     inside = (x.square() + y.square() < 0.4).float()
     return torch.stack([0.4 + 0.4 * inside, 0.4 - 0.2 * inside, 0.4 - 0.2 * inside]).expand(3, -1, -1, -1)
+
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_it_keeps_the_contract_of_rewards(build, images, kind):
+    check_reward(build(kind), images, PROMPTS)
 
 
 @pytest.mark.parametrize("kind", LOCAL)

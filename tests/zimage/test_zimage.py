@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 from t2ialign import LoraConfig, UsageError, seeding
 from t2ialign.lora.adapter import Adapter
 from t2ialign.lora.file import write_lora, write_loras
+from t2ialign.testing import check_backend
 from t2ialign_diffusers.offload import TakingTurns
 from t2ialign_eggroll.noise import Members, Noise
 from t2ialign_eggroll.population import Chunk, lora_population
@@ -230,6 +231,10 @@ def published_names(state):
     for old, new in renames.items():
         state = {name.replace(old, new): tensor for name, tensor in state.items()}
     return {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}
+
+
+def test_it_keeps_the_contract_of_backends(make):
+    check_backend(make(), [*PROMPTS, "blue and green"], differentiable=True)
 
 
 @pytest.fixture
