@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
+import tomli_w
 from mkdocs.structure.files import File, Files
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -53,6 +54,10 @@ def spec_reference() -> str:
             words = ", ".join(f"`{word}`" for word in sorted(declared.provides))
             lines += [f"### `{kind}`", "", f"{escaped(declared.summary)} ({declared.distribution})", ""]
             lines += [f"Provides {words}.", ""] if words else []
+            needs = [
+                f"of the {other} `{word}`" for other in declared.requires for word in sorted(declared.requires[other])
+            ]
+            lines += [f"Requires {', '.join(needs)}.", ""] if needs else []
             lines += [*options(declared.config), ""]
     return "\n".join(lines)
 
@@ -66,13 +71,20 @@ def options(model: type[BaseModel], prefix: str = "") -> list[str]:
 def rows_of(model: type[BaseModel], prefix: str) -> list[str]:
     rows: list[str] = []
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            rows += rows_of(inner, f"{prefix}{name}.")
-            continue
-        cells = [f"`{prefix}{name}`", f"`{type_of(model, name)}`", default_of(field), escaped(field.description or "")]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        key, table = f"{prefix}{name}", table_in(field.annotation)
+        if table is not field.annotation:
+            cells = [f"`{key}`", f"`{type_of(model, name)}`", default_of(field), escaped(field.description or "")]
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        if table:
+            rows += rows_of(table, f"{key}[]." if get_origin(field.annotation) is list else f"{key}.")
     return rows
+
+
+def table_in(annotation: Any) -> type[BaseModel] | None:
+    """The options of a field that is a table, perhaps an optional one or a list of them."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := table_in(inner))), None)
 
 
 def type_of(model: type[BaseModel], name: str) -> str:
@@ -85,7 +97,7 @@ def words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     if "$ref" in schema:
         return "table"
     if "enum" in schema or "const" in schema:
-        return " or ".join(repr(value) for value in schema.get("enum", [schema.get("const")]))
+        return " or ".join(toml(value) for value in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema:
         return " or ".join(words(one, definitions) for one in schema["anyOf"] if one.get("type") != "null")
     kind = {"string": "text", "number": "number", "integer": "integer", "boolean": "true or false", "object": "table"}
@@ -100,7 +112,16 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "**required**"
     value = field.get_default(call_default_factory=True)
-    return "unset" if value is None else f"`{value!r}`"
+    return "unset" if value is None else f"`{toml(value)}`"
+
+
+def toml(value: Any) -> str:
+    """A value as a spec writes it, in one line."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(inner)}" for key, inner in value.items()) + " }" if value else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml, value))}]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
 
 
 def escaped(text: str) -> str:

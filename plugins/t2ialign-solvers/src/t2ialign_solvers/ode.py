@@ -16,7 +16,7 @@ from t2ialign_solvers.config import OdeConfig
 
 
 class Ode:
-    """dy/dv = d(y, v) in the denoiser's path coordinates (see ``t2ialign.paths``): y = x0 at v = 0.
+    """dy/dv = d(y, v) in the denoiser's path coordinates (see ``t2ialign.tensors.paths``): y = x0 at v = 0.
 
     Args:
         denoiser: bound to B rows of conditioning.
