@@ -11,6 +11,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 #: and makes folders absolute.
 CHECKPOINT = "checkpoint reference"
 Checkpoint = Annotated[str, CHECKPOINT]
+#: Marks a field whose text is a LoRA: as a checkpoint, or a file, also one of a hub repository.
+LORA = "LoRA reference"
 #: Marks a field of [prompts], [evaluation] or [optimizer] whose text is a prompt file: a path relative to the spec, or
 #: "pkg:<package>/<path>". Validation reads such files, and a run keeps copies; ``Spec.file`` gives the path.
 PROMPT_FILE = "prompt file"
@@ -65,10 +67,10 @@ class LoraConfig(Config):
         " layer's inputs on the training prompts, scaled so that A x has rms 1). B starts at zero either way",
     )
     init_prompts: int = Field(72, ge=1, description="training prompts used by init = 'activations'")
-    start: Annotated[str | None, CHECKPOINT] = Field(
+    start: Annotated[str | None, LORA] = Field(
         None,
-        description="a LoRA to go on from: file, folder or hub id, in the layout of diffusers, PEFT, kohya or ours; it"
-        " decides layers, ranks and strengths. Base images stay those of the model without it",
+        description="a LoRA to go on from, of diffusers, PEFT, kohya or ours: file, folder, hub id or"
+        " 'owner/name/<file>.safetensors'. It decides layers, ranks and strengths. Base images stay those of the model without it",
     )
 
     @model_validator(mode="after")

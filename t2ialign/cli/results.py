@@ -32,7 +32,7 @@ def sample(
     from t2ialign.spec import parse as specs
 
     parsed = specs.load(spec, overrides or [])
-    if lora is not None and (wrong := checkpoints.check(lora)):
+    if lora is not None and (wrong := checkpoints.check_lora(lora)):
         raise UsageError(f"--lora {lora} {wrong}")
     quiet_libraries()
     from t2ialign.run import sample as sampling

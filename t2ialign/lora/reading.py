@@ -39,16 +39,21 @@ def component_file(component: str) -> str:
 
 
 def find(reference: str | Path) -> Path:
-    """The LoRA file behind a file, a folder or a hub id.
+    """The LoRA file behind a file, a folder, a hub id or "owner/name/<file>.safetensors".
 
-    In a folder: ours, else PEFT's, else the only safetensors file.
+    In a folder: ours, else PEFT's, else the only safetensors file. Of a hub id, ours or PEFT's: others may be models.
 
     Raises:
         UsageError: nothing is there, or several files could be meant.
     """
-    path = checkpoints.resolve(str(reference), patterns=("*.safetensors", PEFT_CONFIG))
+    one = None if checkpoints.local_path(str(reference)) else checkpoints.hub_file(str(reference))
+    wanted = (one[1],) if one else (FILE, PEFT_FILE, PEFT_CONFIG)
+    path = checkpoints.resolve(one[0] if one else str(reference), patterns=wanted)
+    path = path / one[1] if one else path
     if path.is_file():
         return path
+    if one:
+        raise UsageError(f"{reference}: the repository {one[0]} has no {one[1]}")
     for name in (FILE, PEFT_FILE):
         if (path / name).is_file():
             return path / name

@@ -13,6 +13,7 @@ from pathlib import Path
 from t2ialign.errors import UsageError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/(.+\.safetensors)")
 
 
 def package_path(reference: str) -> Path:
@@ -45,6 +46,18 @@ def local_path(reference: str, base: Path | None = None) -> Path | None:
 
 def looks_like_hub_id(reference: str) -> bool:
     return _HUB_ID.fullmatch(reference) is not None
+
+
+def hub_file(reference: str) -> tuple[str, str] | None:
+    """(hub id, file) of "owner/name/<path>.safetensors"."""
+    match = _HUB_FILE.fullmatch(reference)
+    return (match[1], match[2]) if match else None
+
+
+def check_lora(reference: str, base: Path | None = None) -> str | None:
+    """The same as ``check`` for a LoRA, which may be one file of a hub repository."""
+    wrong = None if hub_file(reference) else check(reference, base)
+    return wrong and f"{wrong}, nor 'owner/name/<file>.safetensors'"
 
 
 def check(reference: str, base: Path | None = None) -> str | None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from t2ialign.config import (
     CHECKPOINT,
+    LORA,
     Config,
     EvaluationConfig,
     ExportConfig,
@@ -169,9 +170,10 @@ class _Parser:
                 update[name] = self._locate_checkpoints(f"{key}.{name}", reference)
             elif isinstance(reference, list) and reference and isinstance(reference[0], Config):
                 update[name] = [self._locate_checkpoints(f"{key}.{name}[{i}]", one) for i, one in enumerate(reference)]
-            if CHECKPOINT not in field.metadata or reference is None:
+            is_lora = LORA in field.metadata
+            if reference is None or not (is_lora or CHECKPOINT in field.metadata):
                 continue
-            if wrong := checkpoints.check(reference, self.folder):
+            if wrong := (checkpoints.check_lora if is_lora else checkpoints.check)(reference, self.folder):
                 self._problem(f"{key}.{name}", show(reference), f"{wrong}.")
             elif not reference.startswith("pkg:") and (found := checkpoints.local_path(reference, self.folder)):
                 update[name] = str(found)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from t2ialign.config import BackendConfig, Checkpoint, Config, LoraFormat
+from t2ialign.config import LORA, BackendConfig, Config, LoraFormat
 
 
 class QuantizationConfig(Config):
@@ -21,7 +21,9 @@ class QuantizationConfig(Config):
 class BaseLora(Config):
     """``[[backend.base_lora]]``: a LoRA that becomes a part of the frozen model, such as Lightning, LCM or a style."""
 
-    path: Checkpoint = Field(description="file, folder or hub id of a LoRA in the layout of diffusers, PEFT or kohya")
+    path: Annotated[str, LORA] = Field(
+        description="a LoRA of diffusers, PEFT or kohya: file, folder, hub id or 'owner/name/<file>.safetensors'"
+    )
     weight: float = Field(1.0, description="strength")
 
 
