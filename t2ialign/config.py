@@ -70,7 +70,8 @@ class LoraConfig(Config):
     start: Annotated[str | None, LORA] = Field(
         None,
         description="a LoRA to go on from, of diffusers, PEFT, kohya or ours: file, folder, hub id or"
-        " 'owner/name/<file>.safetensors'. It decides layers, ranks and strengths. Base images stay those of the model without it",
+        " 'owner/name/<file>.safetensors'. It decides layers, ranks and strengths. Base images stay those of the model"
+        " without it",
     )
 
     @model_validator(mode="after")
