@@ -1,53 +1,208 @@
-"""Prompt files: one prompt a line, or JSON lines with a "prompt" key. No torch."""
+"""Prompts with whatever their file knew of them, and the files that people keep them in. No torch."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from t2ialign.errors import UsageError
+from t2ialign.spec.tables import csv_rows, lines_of, text_of, tsv_rows
+
+#: Where a prompt is looked for in a table or an object, in this order and whatever the case.
+COLUMNS = ("prompt", "prompts", "prompt_en", "prompt_cn", "caption", "text")
+HUB = "hub:"
 
 
-def read(path: Path) -> list[str]:
-    """The prompts of a file, in order.
+class Prompt(str):
+    """A text everywhere, with the other columns or keys of its row.
 
-    A ``.txt`` file has one prompt a line; blank lines and lines that start with '#' are left out. A ``.jsonl`` file
-    has one object a line with the key "prompt" (GenEval's metadata files have this form); a ``.tsv`` file has a
-    header with a column Prompt (PartiPrompts has this form; quotation marks are kept).
+    Attributes:
+        data: GenEval's ``include``, a category, an OCR target; empty where the file had the text alone.
+    """
+
+    data: Mapping[str, Any]
+
+    def __new__(cls, text: str, data: Mapping[str, Any] | None = None) -> Prompt:
+        prompt = super().__new__(cls, text)
+        prompt.data = dict(data or {})
+        return prompt
+
+    def __reduce__(self) -> tuple[type[Prompt], tuple[str, Mapping[str, Any]]]:
+        return type(self), (str(self), self.data)
+
+
+def data_of(prompt: str) -> Mapping[str, Any]:
+    """A prompt's data; a plain text has none."""
+    return getattr(prompt, "data", {})
+
+
+def read(path: Path, column: str | None = None) -> list[Prompt]:
+    """The prompts of a file, in its order; repeats stay.
+
+    ``.txt``: one a line, spaces at both ends off; blank lines and lines that start with '#' are left out. ``.jsonl``: one
+    object a line. ``.json``: a list of texts or objects, one object of names to texts or objects, or COCO captions.
+    ``.csv``, ``.tsv``, ``.parquet``: tables with a header. Fields of tables and objects are taken as they are.
+
+    Args:
+        column: the column or key of the prompt; default: the first of ``COLUMNS`` that is there.
 
     Raises:
-        UsageError: unreadable, not UTF-8, malformed, or without prompts.
+        UsageError: of another kind, unreadable, malformed, or without prompts; names file and line.
     """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UsageError(f"prompt file {path}: unknown kind '{path.suffix}'; {', '.join(READERS)}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"prompt file {path}: {error}") from error
-    match path.suffix:
-        case ".jsonl":
-            prompts = [_json_prompt(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-        case ".tsv":
-            prompts = _column(path, lines)
-        case _:
-            prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        prompts = list(reader(path, column))
+    except OSError as error:
+        raise UsageError(f"prompt file {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"prompt file {path}{error}") from error
     if not prompts:
         raise UsageError(f"prompt file {path} has no prompts")
     return prompts
 
 
-def _json_prompt(path: Path, number: int, line: str) -> str:
+def _lines(path: Path, column: str | None) -> Iterable[Prompt]:
+    for number, line in enumerate(lines_of(text_of(path)), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        for option in (" --n ", " --w ", " --h ", " --d ", " --s ", " --l "):
+            if option in text:
+                raise ValueError(f", line {number}: '{option.strip()}' looks like another tool's option, not like text")
+        yield Prompt(text)
+
+
+def _json_lines(path: Path, column: str | None) -> Iterable[Prompt]:
+    for number, line in enumerate(lines_of(text_of(path)), 1):
+        if line.strip():
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f", line {number}: not a JSON object with a prompt ({error})") from error
+            yield _prompt(value, column, f", line {number}")
+
+
+def _json(path: Path, column: str | None) -> Iterable[Prompt]:
     try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f'prompt file {path}, line {number}: not a JSON object with a "prompt"') from error
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise UsageError(f'prompt file {path}, line {number}: "prompt" must be a non-empty text')
-    return prompt
+        content = json.loads(text_of(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f" is no JSON: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):  # COCO captions
+        content = content["annotations"]
+    if isinstance(content, dict):
+        content = [
+            {"id": name, **value} if isinstance(value, dict) else {"id": name, "prompt": value}
+            for name, value in content.items()
+        ]
+    if not isinstance(content, list):
+        raise ValueError(" is neither a list nor an object of prompts")
+    for number, value in enumerate(content):
+        yield _prompt(value, column, f", item {number}")
 
 
-def _column(path: Path, lines: list[str]) -> list[str]:
-    header = [name.strip().lower() for name in lines[0].split("\t")] if lines else []
-    if "prompt" not in header:
-        raise UsageError(f"prompt file {path}: the header has no column 'Prompt'")
-    column = header.index("prompt")
-    rows = [line.split("\t") for line in lines[1:] if line.strip()]
-    return [row[column] for row in rows if len(row) > column and row[column].strip()]
+def _csv(path: Path, column: str | None) -> Iterable[Prompt]:
+    rows = csv_rows(text_of(path))
+    header = [name.strip().lower() for name in rows[0][1]] if rows else []
+    prompts = _table(rows, column)
+    return _grouped(prompts) if {"item_id", "proposition_id"} <= set(header) else prompts
+
+
+def _tsv(path: Path, column: str | None) -> Iterable[Prompt]:
+    return _table(tsv_rows(text_of(path)), column)
+
+
+def _parquet(path: Path, column: str | None) -> Iterable[Prompt]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(": reading .parquet needs pyarrow; pip install pyarrow") from error
+    for number, row in enumerate(parquet.read_table(path).to_pylist()):
+        yield _prompt(row, column, f", row {number}")
+
+
+def _table(rows: Sequence[tuple[int, list[str]]], column: str | None) -> list[Prompt]:
+    """Prompts of numbered rows, the first of which is the header."""
+    if not rows:
+        return []
+    (_, header), *body = rows
+    name = _column(header, column, "")
+    prompts = []
+    for line, row in body:
+        if len(row) != len(header):
+            raise ValueError(f", line {line}: {len(row)} fields, and the header has {len(header)}")
+        prompts.append(_prompt(dict(zip(header, row, strict=True)), name, f", line {line}"))
+    return prompts
+
+
+def _grouped(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """DPG-Bench has a row a question; rows of one item are one prompt with ``questions``."""
+    questions: dict[str, list[dict[str, Any]]] = {}
+    texts: dict[str, str] = {}
+    for prompt in prompts:
+        item = prompt.data["item_id"]
+        texts.setdefault(item, str(prompt))
+        questions.setdefault(item, []).append({k: v for k, v in prompt.data.items() if k != "item_id"})
+    return [Prompt(text, {"item_id": item, "questions": questions[item]}) for item, text in texts.items()]
+
+
+def _prompt(value: Any, column: str | None, where: str) -> Prompt:
+    """A prompt of a text or an object; ``where`` begins what is wrong with it."""
+    if isinstance(value, str):
+        value = {"prompt": value}
+    if not isinstance(value, dict):
+        raise ValueError(f'{where}: not a JSON object with a "prompt"')
+    name = _column(list(value), column, where)
+    text = value[name]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f'{where}: "{name}" must be a non-empty text, not {json.dumps(text, default=str)[:60]}')
+    return Prompt(text, {key: field for key, field in value.items() if key != name})
+
+
+def _column(names: Sequence[str], column: str | None, where: str) -> str:
+    """Which of a row's names holds the prompt."""
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    for wanted in (column.strip().lower(),) if column else COLUMNS:
+        if wanted in lower:
+            return lower[wanted]
+    what = f"no column '{column}'" if column else "no column with prompts (column = ... names it)"
+    raise ValueError(f"{where}: {what}; there are {', '.join(map(repr, names)) or 'none'}")
+
+
+READERS: dict[str, Callable[[Path, str | None], Iterable[Prompt]]] = {
+    ".txt": _lines,
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+}
+
+
+def in_folder(folder: Path, split: str) -> Path | None:
+    """A split's file in a data set's folder: train.txt, test_metadata.jsonl, ...; None where there is none."""
+    names = [f"{split}{ending}{suffix}" for ending in ("_metadata", "") for suffix in READERS]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def from_hub(reference: str, folder: Path) -> Path:
+    """Prompts of ``hub:<owner>/<name>[:split]`` as a JSON-lines file in a folder.
+
+    Raises:
+        UsageError: the package datasets is not installed, or the hub does not give the data set.
+    """
+    name, _, split = reference.removeprefix(HUB).partition(":")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UsageError(f"'{reference}' needs the package datasets; pip install datasets") from error
+    try:
+        rows = load_dataset(name, split=split or "train")
+    except Exception as error:  # whatever the library raises
+        raise UsageError(f"'{reference}': {type(error).__name__}: {error}") from error
+    path = folder / f"{name.replace('/', '--')}-{split or 'train'}.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), encoding="utf-8")
+    return path
