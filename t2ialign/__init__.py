@@ -18,6 +18,7 @@ from t2ialign.parts.sampler import Sampler, StepSampler
 from t2ialign.problem.optimizer import LoraOptimizer, Optimizer, StepResult
 from t2ialign.spec import checkpoints
 from t2ialign.spec.model import LoraOptimizerConfig, OptimizerConfig, Plan
+from t2ialign.spec.prompts import Prompt
 from t2ialign.tensors.state import State
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "Problem",
+    "Prompt",
     "ReferenceReward",
     "Requirements",
     "Reward",

@@ -46,6 +46,10 @@ class Config(BaseModel):
         """Capability words that the options take away -> what would give them back."""
         return {}
 
+    def reads(self) -> set[str]:
+        """Keys of a prompt's data without which a reward cannot score it; every prompt must have them."""
+        return set()
+
     def requires(self) -> Requirements:
         """Requirements that depend on the options, on top of the registered ones."""
         return {}
@@ -168,8 +172,11 @@ class PromptsConfig(Config):
     """``[prompts]``: what the optimizer trains on."""
 
     file: PromptFile = Field(
-        min_length=1, description="prompt file (.txt, .jsonl, .tsv), relative to the spec, or 'pkg:...'"
+        min_length=1,
+        description="prompt file (.txt, .jsonl, .json, .csv, .tsv, .parquet) or a folder with train.*, relative to the"
+        " spec; 'pkg:<package>/<path>'; or 'hub:<owner>/<name>[:split]'",
     )
+    column: str | None = Field(None, description="column or key of the prompt; default: the usual names")
     per_step: int = Field(4, ge=1, description="prompts drawn for each step")
     images_per_prompt: int = Field(1, ge=1, description="images per drawn prompt, each with its own seed")
 
@@ -181,6 +188,7 @@ class EvaluationConfig(Config):
     prompts: Annotated[str | None, PROMPT_FILE] = Field(
         None, description="held-out prompt file; default: the training prompts"
     )
+    column: str | None = Field(None, description="column or key of the prompt; default: the usual names")
     images_per_prompt: int = Field(1, ge=1, description="images per prompt, each with its own seed")
     limit: int | None = Field(None, ge=1, description="use only the first prompts of the file")
     seed: int = Field(0, ge=0, description="decides the evaluation's noise; independent of run.seed")

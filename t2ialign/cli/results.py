@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from t2ialign.cli.parts import parse_samplers
 from t2ialign.cli.running import Overrides, RunFolder, SpecFile, quiet_libraries
 from t2ialign.errors import UsageError
 from t2ialign.spec import checkpoints
+from t2ialign.spec.prompts import read
 
 Step = Annotated[int | None, typer.Option(help="Checkpoint to use; default: the newest.")]
 
@@ -20,6 +22,8 @@ def sample(
     spec: SpecFile,
     overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; default: the spec's.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A prompt file.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images per prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Image i of every prompt gets seed + i.")] = 0,
     lora: Annotated[
@@ -34,12 +38,15 @@ def sample(
     parsed = specs.load(spec, overrides or [])
     if lora is not None and (wrong := checkpoints.check_lora(lora)):
         raise UsageError(f"--lora {lora} {wrong}")
+    if prompt and prompt_file:
+        raise UsageError("--prompt and --prompts exclude each other")
+    wanted: Sequence[str] = prompt or (read(prompt_file) if prompt_file else parsed.evaluation_prompts())
     quiet_libraries()
     from t2ialign.run import sample as sampling
 
-    prompts = prompt or sampling.prompts_of(parsed)
-    paths = sampling.sample(parsed, prompts, count, seed, lora, out)
-    typer.echo(f"{len(paths)} images and grid.png in {out}")
+    paths = sampling.sample(parsed, wanted[:limit], count, seed, lora, out)
+    shown = f"the first {sampling.SHOWN} of " if max(len(wanted[:limit]), count) > sampling.SHOWN else ""
+    typer.echo(f"{len(paths)} images of {len(wanted[:limit])} prompts in {out}; grid.png shows {shown}them")
 
 
 def eval_(

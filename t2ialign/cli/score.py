@@ -37,6 +37,10 @@ def score(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="One prompt for all images.")] = None,
     pattern: Annotated[str, typer.Option(help="What file names must match.")] = "*",
+    numbering: Annotated[
+        str | None,
+        typer.Option(metavar="line|prompt", help="What numbers in file names count; needed where a .txt skips lines."),
+    ] = None,
     recursive: Annotated[bool, typer.Option("--recursive", help="Also look below the folder.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Images in memory at once.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
@@ -50,7 +54,9 @@ def score(
         raise UsageError(f"--device {device}: must be auto, cpu, mps, cuda or cuda:N")
     chosen = parse_rewards([parse_reward(text) for text in reward], "--reward", Path.cwd())
     files = image_folders.find_images(images, pattern, recursive)
-    texts = _prompts(files, prompts, prompt)
+    if numbering not in (None, "line", "prompt"):
+        raise UsageError(f"--numbering {numbering}: must be line or prompt")
+    texts = _prompts(files, prompts, prompt, numbering)
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise UsageError(f"--json {json_file}: no such folder")
 
@@ -94,12 +100,14 @@ def parse_reward(text: str) -> dict[str, Any]:
     return table
 
 
-def _prompts(files: list[Path], prompt_file: Path | None, prompt: str | None) -> Sequence[str] | None:
+def _prompts(
+    files: list[Path], prompt_file: Path | None, prompt: str | None, numbering: str | None
+) -> Sequence[str] | None:
     if prompt_file is not None and prompt is not None:
         raise UsageError("--prompts and --prompt exclude each other")
     if prompt is not None:
         return [prompt] * len(files)
-    return image_folders.match_prompts(files, prompt_file) if prompt_file is not None else None
+    return image_folders.match_prompts(files, prompt_file, numbering) if prompt_file is not None else None
 
 
 def _described(part: ChosenReward) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from t2ialign.evaluation.comparison import table
 from t2ialign.evaluation.counting import counting
 from t2ialign.problem.optimizer import Optimizer
 from t2ialign.problem.problem import Problem
+from t2ialign.spec.prompts import Prompt, data_of
 from t2ialign.storage import files, images
 from t2ialign.tensors import seeding
 from t2ialign.tensors.batching import split
@@ -31,7 +33,8 @@ PAIRS = 8
 class Items:
     """The evaluated images: one row per (prompt, image), prompt-major.
 
-    Seeds depend on the evaluation seed, the prompt's text and the image's number: neither on the run's seed nor on the
+    ``prompt_index`` counts distinct texts. Seeds depend on the evaluation seed, the text and the image's number:
+    neither on the run's seed nor on the
     other prompts, so that any two runs can be compared image by image.
     """
 
@@ -46,12 +49,16 @@ def items(problem: Problem) -> Items:
 
 
 def items_of(prompts: Sequence[str], images_per_prompt: int, seed: int) -> Items:
+    """The items of some prompts; a prompt that comes again goes on with the numbers of its images."""
     numbers = range(images_per_prompt)
-    return Items(
-        [prompt for prompt in prompts for _ in numbers],
-        [seeding.derive(seed, "evaluation", prompt, image) for prompt in prompts for image in numbers],
-        torch.arange(len(prompts)).repeat_interleave(images_per_prompt),
-    )
+    before: Counter[str] = Counter()
+    seeds = []
+    for prompt in prompts:
+        seeds += [seeding.derive(seed, "evaluation", str(prompt), before[prompt] + image) for image in numbers]
+        before[prompt] += images_per_prompt
+    place = {prompt: index for index, prompt in enumerate(before)}
+    index = torch.tensor([place[prompt] for prompt in prompts])
+    return Items([p for p in prompts for _ in numbers], seeds, index.repeat_interleave(images_per_prompt))
 
 
 @torch.no_grad()
@@ -80,12 +87,14 @@ def score(
     for rows in split(len(wanted.prompts), per_prompt * max(1, problem.micro_batch // per_prompt)):  # whole prompts
         prompts, seeds = wanted.prompts[rows], wanted.seeds[rows]
         part = conditioning[[row_of[prompt] for prompt in prompts]]
+        # One row serves a text that stands twice; each keeps what its own line knows.
+        texts = [Prompt(text, data_of(own)) for text, own in zip(part.prompts, prompts, strict=True)]
         references = problem.references(part, seeds)
         for name, generate in variants.items():
             batch = generate(part, seeds)
             # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
-            scores = problem.rewards.score(batch, part.prompts, references=references)
-            scores |= problem.rewards.compare(batch, part.prompts, references)
+            scores = problem.rewards.score(batch, texts, references=references)
+            scores |= problem.rewards.compare(batch, texts, references)
             parts[name].append({reward: values.cpu() for reward, values in scores.items()})
             if folder is not None:
                 _save(batch, prompts, seeds, folder / name, rows.start)
@@ -188,6 +197,8 @@ def evaluate(
         with (new / "scores.jsonl").open("w", encoding="utf-8") as stream:
             for row, (prompt, seed) in enumerate(zip(wanted.prompts, wanted.seeds, strict=True)):
                 line: dict[str, Any] = {"prompt": prompt, "seed": seed}
+                if data := data_of(prompt):
+                    line["data"] = data
                 line |= {v: {n: _number(s[n][row]) for n in problem.rewards.reported} for v, s in scores.items()}
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         spread = torch.linspace(0, len(wanted.prompts) - 1, min(PAIRS, len(wanted.prompts))).long().tolist()

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from t2ialign.errors import UsageError
 from t2ialign.spec import prompts as prompt_files
+from t2ialign.spec.prompts import Prompt
+from t2ialign.spec.tables import lines_of, text_of
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_KNOWN = (
+    "png apng jpg jpeg jpe jfif webp bmp dib tif tiff gif avif avifs"
+    " jp2 j2k jxl heic heif tga ppm pgm pnm ico qoi dds psd"
+)
+#: What people call pictures; those that cannot be read are listed, not passed over.
+SUFFIXES = {f".{suffix}" for suffix in _KNOWN.split()}
+#: Made beside images, by GenEval's script and our own: pictures of many.
+GRIDS = {"grid.png"}
 #: "0007.png", "0007_a-red-cube.png", "0007-2.png"
 _NUMBERED = re.compile(r"(\d+)(?:[_\-. ].*)?")
 
@@ -37,10 +45,14 @@ def find_images(place: Path, pattern: str = "*", recursive: bool = False) -> lis
         found: Iterable[Path] = place.glob(f"*/samples/{pattern}")
     else:
         found = place.rglob(pattern) if recursive else place.glob(pattern)
-    images = [path for path in found if path.suffix.lower() in SUFFIXES and not _hidden(path.relative_to(place))]
+    images = [
+        path
+        for path in found
+        if path.suffix.lower() in SUFFIXES and path.name not in GRIDS and not _hidden(path.relative_to(place))
+    ]
     if not images:
         below = "" if recursive else "; --recursive looks below it"
-        raise UsageError(f"no image in {place} matches '{pattern}' ({', '.join(sorted(SUFFIXES))}){below}")
+        raise UsageError(f"no image in {place} matches '{pattern}'{below}")
     return sorted(images, key=lambda path: _natural(path.relative_to(place).as_posix()))
 
 
@@ -52,15 +64,37 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
-def match_prompts(images: Sequence[Path], prompt_file: Path) -> list[str]:
+def match_prompts(images: Sequence[Path], prompt_file: Path, numbering: str | None = None) -> list[Prompt]:
     """One prompt of a file per image: by the number that all names start with, else by position.
 
     Numbers count from 0, as PartiPrompts' ``0007_slug.png`` and GenEval's ``00007/samples/`` do.
 
+    Args:
+        numbering: "prompt" counts prompts, "line" lines of a .txt; they differ where it has blank lines or comments.
+
     Raises:
-        UsageError: a number beyond the file, or no numbers and another count than the prompts'.
+        UsageError: a number beyond the file, numbers that could mean two things, or no numbers and another count
+            than the prompts'.
     """
     prompts = prompt_files.read(prompt_file)
+    if prompt_file.suffix.lower() == ".txt" and (numbering != "prompt") and any(_number(i) is not None for i in images):
+        lines = [line.strip() for line in lines_of(text_of(prompt_file))]
+        kept = [line for line in lines if line and not line.startswith("#")]
+        if lines[: len(kept)] != kept and numbering is None:
+            raise UsageError(
+                f"{prompt_file} has blank lines or comments between prompts, so a number may count lines or prompts:"
+                " give --numbering line or --numbering prompt"
+            )
+        if numbering == "line":
+            prompts = [Prompt(line) for line in lines]
+    places: dict[int, Path] = {}
+    for image in images:
+        folder = image.parent.parent.parent if image.parent.name == "samples" else image.parent
+        if (number := _number(image)) is not None and places.setdefault(number, folder) != folder:
+            raise UsageError(
+                f"number {number} stands in {places[number]} and in {folder}: which prompt is whose? Score one folder"
+                " at a time, without --recursive"
+            )
     numbers = [number for image in images if (number := _number(image)) is not None]
     if len(numbers) == len(images):
         for image, number in zip(images, numbers, strict=True):
@@ -92,6 +126,6 @@ def geneval_prompt(image: Path) -> str | None:
     if image.parent.name != "samples" or not file.is_file():
         return None
     try:
-        return str(json.loads(file.read_text(encoding="utf-8").splitlines()[0])["prompt"])
-    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
+        return prompt_files.read(file)[0]
+    except UsageError as error:
         raise UsageError(f'{file}: the first line is no JSON object with a "prompt"') from error

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2ialign.errors import UsageError
 from t2ialign.evaluation.folders import geneval_prompt
 from t2ialign.parts.reward import Reward
-from t2ialign.storage.image_files import UNREADABLE, read_image
+from t2ialign.storage.image_files import read_image
+from t2ialign.storage.image_texts import NoPrompt, prompt_of
 from t2ialign.tensors.batching import split
 
 
@@ -75,11 +77,14 @@ def _load(path: Path, prompt: str | None) -> tuple[Tensor, str] | str:
     """Image and prompt, or why there is none."""
     try:
         image, texts = read_image(path)
-    except UNREADABLE as error:
-        return f"not readable: {error or type(error).__name__}"
-    if prompt is None:
-        prompt = texts.get("prompt") or geneval_prompt(path)
-    return "no prompt: neither a PNG text 'prompt' nor GenEval's metadata" if prompt is None else (image, prompt)
+    except Exception as error:  # Pillow's readers raise anything
+        return f"not readable: {str(error) or type(error).__name__}"
+    try:
+        if prompt is None:
+            prompt = geneval_prompt(path) or prompt_of(texts)
+    except (NoPrompt, UsageError) as error:
+        return str(error)
+    return image, prompt
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ from t2ialign.parts.sampler import Sampler
 from t2ialign.problem import checks
 from t2ialign.problem.mix import MixedReward, RewardMix
 from t2ialign.problem.rollout import Rollout, draw, joined
-from t2ialign.spec import prompts
 from t2ialign.spec.model import Chosen, Spec
 from t2ialign.spec.parse import parse_sampler
 from t2ialign.tensors import distributed, seeding
@@ -159,8 +158,7 @@ class Problem:
 
     @cached_property
     def evaluation_prompts(self) -> list[str]:
-        found = prompts.read(self.spec.evaluation_file())
-        return found[: self.spec.evaluation.limit]
+        return list(self.spec.evaluation_prompts())
 
 
 def assemble(
@@ -181,7 +179,7 @@ def assemble(
     report(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
     backend: Backend = spec.backend.build(device)
     sampler = load_sampler(spec.sampler, device) if spec.sampler else None
-    training = prompts.read(spec.prompt_file())
+    training: list[str] = list(spec.training_prompts())
     report(f"encoding {len(training)} prompts")
     problem = Problem(
         spec,

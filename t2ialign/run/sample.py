@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from t2ialign.errors import UsageError
 from t2ialign.run.display import Display
-from t2ialign.spec import prompts
 from t2ialign.spec.model import Spec
 from t2ialign.storage import images
 from t2ialign.tensors import distributed
 from t2ialign.tensors.batching import split
 
-GRID_COLUMNS = 8
-
-
-def prompts_of(spec: Spec, most: int = GRID_COLUMNS) -> list[str]:
-    """The first evaluation prompts of a spec."""
-    return prompts.read(spec.evaluation_file())[:most]
+#: Prompts and images of each that the grid shows.
+SHOWN = 8
 
 
 @torch.no_grad()
-def sample(spec: Spec, texts: list[str], count: int, seed: int, lora: str | None, out: Path) -> list[Path]:
+def sample(spec: Spec, texts: Sequence[str], count: int, seed: int, lora: str | None, out: Path) -> list[Path]:
     """Write ``count`` images of every prompt and a grid.
 
     Image i of every prompt starts from ``torch.randn(latent_shape, generator=g)`` with g a CPU generator seeded with
@@ -31,31 +28,38 @@ def sample(spec: Spec, texts: list[str], count: int, seed: int, lora: str | None
 
     Returns:
         The image files, prompt-major.
+
+    Raises:
+        UsageError: the folder has images already.
     """
+    if out.exists() and (not out.is_dir() or any(out.glob("[0-9]*.png"))):
+        raise UsageError(f"--out {out}: has images already; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
     display = Display()
     device = distributed.device(spec.run.device)
     display.say(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
     backend = spec.backend.build(device)
     sampler = spec.sampler.build(device) if spec.sampler else None
-    conditioning = backend.encode(texts)
+    conditioning = backend.encode(list(texts))
     if lora is not None:
         backend.load_lora(lora)
     rows = [row for row in range(len(texts)) for _ in range(count)]
     seeds = [seed + image for _ in texts for image in range(count)]
-    out.mkdir(parents=True, exist_ok=True)
-    paths: list[Path] = []
-    columns: list[torch.Tensor] = []
+    named = zip(rows, seeds, strict=True)
+    paths = [out / f"{row:04d}_{slug(texts[row])}_seed{image_seed}.png" for row, image_seed in named]
+    shown: dict[tuple[int, int], torch.Tensor] = {}
     with display.bar("images", len(rows)) as bar:
         for chunk in split(len(rows), spec.run.micro_batch):
             batch = backend.generate(conditioning[rows[chunk]], seeds[chunk], sampler)
-            for image, row, image_seed in zip(batch, rows[chunk], seeds[chunk], strict=True):
-                path = out / f"{row:04d}_{slug(texts[row])}_seed{image_seed}.png"
-                images.save_png(image, path, {"prompt": texts[row], "seed": str(image_seed)})
-                paths.append(path)
-            columns.append(batch.cpu())
+            for place, image in zip(range(len(rows))[chunk], batch, strict=True):
+                row, number = rows[place], place % count
+                images.save_png(image, paths[place], {"prompt": texts[row], "seed": str(seeds[place])})
+                if row < SHOWN and number < SHOWN:
+                    shown[row, number] = image.cpu()
             bar.advance(len(batch))
-    shown = torch.cat(columns).unflatten(0, (len(texts), count))[:GRID_COLUMNS]
-    images.save_png(images.grid(list(shown.transpose(0, 1)), texts[:GRID_COLUMNS]), out / "grid.png")
+    columns = range(min(SHOWN, len(texts)))
+    grid = [torch.stack([shown[row, number] for row in columns]) for number in range(min(SHOWN, count))]
+    images.save_png(images.grid(grid, texts[:SHOWN]), out / "grid.png")
     return paths
 
 

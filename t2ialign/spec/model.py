@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +29,14 @@ from t2ialign.config import (
 from t2ialign.declaration import Declaration
 from t2ialign.errors import UsageError, blaming, nearest
 from t2ialign.spec import checkpoints
+from t2ialign.spec.prompts import HUB, Prompt, from_hub, in_folder, read
 
 if TYPE_CHECKING:
     import torch
+
+
+#: Which split of a data set's folder a table means.
+SPLITS = {"evaluation": "test"}
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,9 @@ class Spec:
 
     @property
     def name(self) -> str:
-        return self.run.name or Path(self.source).stem
+        """Of the run: made from the file's name by the rule that ``run.name`` keeps to, where none is given."""
+        stem = unicodedata.normalize("NFC", Path(self.source).stem)
+        return self.run.name or re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
 
     @property
     def uses_lora(self) -> bool:
@@ -185,20 +195,26 @@ class Spec:
                     f" '{reward.name}' compares images; use 'none' or 'range'"
                 )
 
-    def file(self, reference: str) -> Path:
-        """A prompt file that the spec names."""
-        return existing(reference, self.folder)
+    def file(self, reference: str, split: str = "train") -> Path:
+        """A prompt file that the spec names; of a folder, the split's."""
+        return existing(reference, self.folder, split)
 
     def prompt_file(self) -> Path:
         return self.file(self.prompts.file)
 
-    def evaluation_file(self) -> Path:
-        return self.file(self.evaluation.prompts or self.prompts.file)
+    def training_prompts(self) -> list[Prompt]:
+        return read(self.prompt_file(), self.prompts.column)
+
+    def evaluation_prompts(self) -> list[Prompt]:
+        """The held-out prompts up to the limit; the training prompts where there are none."""
+        own = self.evaluation.prompts
+        found = read(self.file(own, "test"), self.evaluation.column) if own else self.training_prompts()
+        return found[: self.evaluation.limit]
 
     def prompt_files(self) -> list[tuple[str, str, Path]]:
         """(table, key, file) of every prompt file that the spec names."""
         tables = {"prompts": self.prompts, "evaluation": self.evaluation, "optimizer": self.optimizer.config}
-        return [(table, key, self.file(reference)) for table, key, reference in prompt_files(tables)]
+        return [(table, key, self.file(ref, SPLITS.get(table, "train"))) for table, key, ref in prompt_files(tables)]
 
 
 def prompt_files(tables: Mapping[str, Config | None]) -> Iterator[tuple[str, str, str]]:
@@ -218,15 +234,21 @@ def formats_problem(backend: Chosen, formats: Sequence[str]) -> str:
     return ""
 
 
-def existing(reference: str, folder: Path) -> Path:
-    """A prompt file by ``pkg:`` reference or path.
+def existing(reference: str, folder: Path, split: str = "train") -> Path:
+    """A prompt file by ``pkg:`` or ``hub:`` reference or path; of a folder, the split's file.
 
     Raises:
-        UsageError: there is none; names near ones.
+        UsageError: there is none; names ones near it.
     """
+    if reference.startswith(HUB):
+        return from_hub(reference, Path(tempfile.mkdtemp(prefix="t2ialign-")))
     path = checkpoints.local_path(reference, folder)
     if path is not None and path.is_file():
         return path
+    if path is not None and path.is_dir():
+        if found := in_folder(path, split):
+            return found
+        raise UsageError(f"the folder has no {split}.txt, {split}_metadata.jsonl or the like")
     parent = (folder / reference).parent
     siblings = [file.name for file in parent.iterdir() if file.is_file()] if parent.is_dir() else []
     near = nearest(Path(reference).name, siblings)

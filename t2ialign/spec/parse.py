@@ -25,7 +25,7 @@ from t2ialign.errors import SpecError, SpecProblem, UsageError, nearest
 from t2ialign.plugins import Registry, registry
 from t2ialign.spec import checkpoints, prompts, toml
 from t2ialign.spec.capabilities import capability_problems
-from t2ialign.spec.model import Chosen, ChosenReward, Spec, existing, formats_problem, prompt_files
+from t2ialign.spec.model import SPLITS, Chosen, ChosenReward, Spec, existing, formats_problem, prompt_files
 from t2ialign.spec.problems import from_pydantic, show
 
 C = TypeVar("C", bound=Config)
@@ -115,7 +115,7 @@ class _Parser:
         sampler = self._part("sampler", self.tree.get("sampler")) if given or wants_sampler else None
         rewards = self._rewards()
         options = optimizer.config if optimizer else None
-        self._check_files({"prompts": tables[1], "evaluation": tables[2], "optimizer": options})
+        self._check_files({"prompts": tables[1], "evaluation": tables[2], "optimizer": options}, rewards)
         self._check_comparisons(rewards, tables[2])
         self._check_references(rewards, optimizer)
         self.problems += capability_problems(backend, sampler, optimizer, rewards, self.parts)
@@ -274,12 +274,25 @@ class _Parser:
         elif wrong := formats_problem(backend, formats):
             self._problem("export.formats", show(formats), wrong)
 
-    def _check_files(self, tables: Mapping[str, Config | None]) -> None:
+    def _check_files(self, tables: Mapping[str, Config | None], rewards: Sequence[ChosenReward]) -> None:
         for table, key, reference in prompt_files(tables):
+            if reference.startswith(prompts.HUB):  # needs a network; the run reads it
+                continue
             try:
-                prompts.read(existing(reference, self.folder))
+                path = existing(reference, self.folder, SPLITS.get(table, "train"))
+                found = prompts.read(path, getattr(tables[table], "column", None))
             except UsageError as error:
                 self._problem(f"{table}.{key}", show(reference), f"{error}.")
+                continue
+            for reward in rewards:
+                for wanted in sorted(reward.config.reads()):
+                    if lacking := next(((i, p) for i, p in enumerate(found) if wanted not in p.data), None):
+                        self._problem(
+                            f"{table}.{key}",
+                            show(reference),
+                            f"reward '{reward.name}' reads '{wanted}', which prompt {lacking[0]}"
+                            f" ({show(str(lacking[1]))}) does not have.",
+                        )
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:

@@ -41,8 +41,8 @@ def data_of(prompt: str) -> Mapping[str, Any]:
 def read(path: Path, column: str | None = None) -> list[Prompt]:
     """The prompts of a file, in its order; repeats stay.
 
-    ``.txt``: one a line, spaces at both ends off; blank lines and lines that start with '#' are left out. ``.jsonl``: one
-    object a line. ``.json``: a list of texts or objects, one object of names to texts or objects, or COCO captions.
+    ``.txt``: one a line, spaces at both ends off; blank lines and lines that start with '#' are left out. ``.jsonl``:
+    one object a line. ``.json``: a list of texts or objects, one object of names to texts or objects, or COCO captions.
     ``.csv``, ``.tsv``, ``.parquet``: tables with a header. Fields of tables and objects are taken as they are.
 
     Args:

@@ -9,8 +9,28 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-#: What Pillow raises for files that are broken, foreign or absurdly large.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+from t2ialign.storage.image_texts import texts_of
+
+#: What is opened, whatever a file's name: no format that runs another program or follows references.
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "GIF",
+    "AVIF",
+    "JPEG2000",
+    "TGA",
+    "PPM",
+    "ICO",
+    "QOI",
+    "DDS",
+)
+#: A picture of more pixels is not decoded: a small file can unpack to gigabytes.
+MOST_PIXELS = 100_000_000
 
 
 def read_image(path: Path) -> tuple[Tensor, dict[str, str]]:
@@ -20,14 +40,20 @@ def read_image(path: Path) -> tuple[Tensor, dict[str, str]]:
     them (grey), and a camera's orientation is applied.
 
     Returns:
-        float32 (3, H, W) in [0, 1], and for a PNG its texts ("prompt", "seed", ...).
+        float32 (3, H, W) in [0, 1], and its texts ("prompt", "seed", "parameters", ...).
 
     Raises:
-        OSError, SyntaxError, ValueError, Image.DecompressionBombError: see ``UNREADABLE``.
+        Exception: whatever Pillow raises for files that are broken, foreign or absurdly large.
     """
-    with Image.open(path) as file:
+    if not path.is_file():
+        raise ValueError("not a regular file")
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]
+    with Image.open(path, formats=known) as file:
+        if file.width * file.height > MOST_PIXELS:
+            raise ValueError(f"{file.width} x {file.height} pixels are more than {MOST_PIXELS:,}")
         file.load()
-        texts = {key: value for key, value in getattr(file, "text", {}).items() if isinstance(value, str)}
+        texts = texts_of(file)
         picture = ImageOps.exif_transpose(file)
         return _pixels(picture), texts
 

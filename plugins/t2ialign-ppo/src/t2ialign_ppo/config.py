@@ -88,8 +88,8 @@ class PpoEpdConfig(OptimizerConfig):
 
     def validation_texts(self, spec: Spec) -> list[str]:
         """The prompts that validation images may have, each once."""
-        file = spec.prompt_file() if self.validation_prompts is None else spec.file(self.validation_prompts)
-        return list(dict.fromkeys(prompts.read(file)))
+        own = self.validation_prompts
+        return list(dict.fromkeys(spec.training_prompts() if own is None else prompts.read(spec.file(own))))
 
     def validation_size(self, texts: Sequence[str]) -> int:
         """How many of them it uses."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from t2ialign import OptimizerConfig, Plan, Requirements, UsageError, plugins
-from t2ialign.spec import prompts
 from t2ialign_reno.layouts import LAYOUTS
 
 if TYPE_CHECKING:
@@ -45,14 +44,14 @@ class NoiseSearchConfig(OptimizerConfig):
     def plan(self, spec: Spec) -> Plan:
         """One step is one iteration of all the searches that run at the same time."""
         spec.check_images_are_scored_alone()
-        texts = prompts.read(spec.prompt_file())
+        texts = spec.training_prompts()
         if self.layout:
             LAYOUTS[self.layout].check(texts, spec.prompts.images_per_prompt, spec.prompt_file())
-        images = len(set(texts)) * spec.prompts.images_per_prompt
+        images = len(texts) * spec.prompts.images_per_prompt
         searches, slots = images * self.searches_per_image, self.slots(spec)
         rounds = -(-searches // slots)
         notes = {
-            "images delivered": f"{images:,} ({len(set(texts)):,} prompts x {spec.prompts.images_per_prompt})",
+            "images delivered": f"{images:,} ({len(texts):,} prompts x {spec.prompts.images_per_prompt})",
             "searches": f"{searches:,} of {spec.run.steps} iterations, {min(slots, searches)} at a time",
         }
         return Plan(rounds * spec.run.steps, min(slots, searches), notes)

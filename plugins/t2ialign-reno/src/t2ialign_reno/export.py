@@ -103,9 +103,9 @@ def write_layout(problem: Problem, delivered: Delivered, name: str, folder: Path
     """The best images under the names that a benchmark's scorer expects, in a folder with the benchmark's name."""
     layout, target, prompts = LAYOUTS[name], folder / name, problem.prompts
     count, file = problem.spec.prompts.images_per_prompt, problem.spec.prompt_file()
-    item_of = {(prompts[item.row], int(item.name.rpartition("-")[2])): item for item in delivered}
+    item_of = {(item.row, int(item.name.rpartition("-")[2])): item for item in delivered}
     for path, index, image in layout.images(prompts, count):
-        if item := item_of.get((prompts[index], image)):
+        if item := item_of.get((index, image)):
             _link(folder / "images" / item.name / "best.png", target / path)
     for path, text in layout.texts(prompts, file):
         (target / path).parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from t2ialign.errors import UsageError
+from t2ialign.spec.tables import lines_of, text_of
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Layout:
 
 
 def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in lines_of(text_of(file)) if line.strip()]
 
 
 LAYOUTS = {

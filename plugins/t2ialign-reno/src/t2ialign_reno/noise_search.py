@@ -138,14 +138,17 @@ class NoiseSearch(Optimizer):
 
 
 def run_items(problem: Problem) -> list[Item]:
-    """The images that a run delivers; a prompt that stands twice in the file is searched once."""
-    row_of = {prompt: row for row, prompt in reversed(list(enumerate(problem.prompts)))}
-    texts = sorted(row_of, key=row_of.__getitem__)
+    """The images that a run delivers; a prompt that stands twice in the file gets other images each time."""
     count = problem.spec.prompts.images_per_prompt
-    wanted = items_of(texts, count, problem.spec.evaluation.seed)
+    wanted = items_of(problem.prompts, count, problem.spec.evaluation.seed)
     return [
-        Item(problem.conditioning.prompts[row_of[text]], seed, row_of[text], f"{row_of[text]:05d}-{number % count}")
-        for number, (text, seed) in enumerate(zip(wanted.prompts, wanted.seeds, strict=True))
+        Item(
+            problem.conditioning.prompts[number // count],
+            seed,
+            number // count,
+            f"{number // count:05d}-{number % count}",
+        )
+        for number, seed in enumerate(wanted.seeds)
     ]
 
 

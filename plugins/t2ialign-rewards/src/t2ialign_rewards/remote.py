@@ -21,6 +21,7 @@ from torch import Tensor
 
 from t2ialign.errors import RewardError, UsageError
 from t2ialign.parts.reward import Reward
+from t2ialign.spec.prompts import data_of
 from t2ialign.storage.images import to_pil
 from t2ialign.tensors.batching import split
 from t2ialign_rewards.config import RemoteConfig
@@ -44,8 +45,12 @@ class Remote(Reward):
         pictures = images.cpu()
         scores: list[float] = []
         for rows in split(len(images), self.config.batch):
-            request = {"images": [png_base64(image) for image in pictures[rows]], "prompts": list(prompts[rows])}
-            scores += self._scores(self._post(json.dumps(request).encode()), len(request["prompts"]))
+            request = {
+                "images": [png_base64(image) for image in pictures[rows]],
+                "prompts": [str(prompt) for prompt in prompts[rows]],
+                "metadata": [dict(data_of(prompt)) for prompt in prompts[rows]],
+            }
+            scores += self._scores(self._post(json.dumps(request).encode()), len(pictures[rows]))
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
     def _scores(self, answer: bytes, count: int) -> list[float]:

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations, product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 SHAPES = ("circle", "square", "triangle")
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan")
@@ -82,6 +82,28 @@ class Caption:
     def __str__(self) -> str:
         text = f" {self.relation or 'and'} ".join(map(str, self.things))
         return f"{text} on a {self.background} background" if self.background else text
+
+
+def from_include(include: Sequence[Mapping[str, Any]]) -> Caption:
+    """What GenEval's ``include`` asks for: one or two objects with class, count, colour and position.
+
+    Raises:
+        ValueError: a word that the shapes world does not have, or more than it can show.
+    """
+    for thing in include:
+        for word, known in ((thing["class"], SHAPES), (thing.get("color"), (*COLORS, None))):
+            if word not in known:
+                raise ValueError(f"'{word}' is none of {', '.join(filter(None, known))}")
+    things = [Thing(thing["class"], thing.get("color"), int(thing.get("count", 1))) for thing in include]
+    placed = [(number, thing["position"]) for number, thing in enumerate(include) if thing.get("position")]
+    if not 1 <= len(things) <= 2 or len(placed) > 1:
+        raise ValueError(f"{len(things)} objects and {len(placed)} positions: one or two, and one at most")
+    if not placed:
+        return Caption(tuple(things))
+    number, (relation, target) = placed[0]
+    if relation not in RELATIONS or number == target:
+        raise ValueError(f"position {[relation, target]}: relations are {', '.join(RELATIONS)}, to the other object")
+    return Caption((things[number], things[target]), relation)
 
 
 def to_text(caption: Caption) -> str:

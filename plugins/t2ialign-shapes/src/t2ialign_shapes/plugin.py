@@ -10,6 +10,13 @@ class ShapesRewardConfig(t2ialign.Config):
     """The exact rewards have no options."""
 
 
+class ShapesGenEvalConfig(t2ialign.Config):
+    """The reward has no options, but needs prompts with GenEval's metadata."""
+
+    def reads(self) -> set[str]:
+        return {"include"}
+
+
 @t2ialign.hookimpl
 def t2ialign_rewards(register: Register) -> None:
     """Register the exact judge of the shapes world, strict and graded."""
@@ -24,4 +31,10 @@ def t2ialign_rewards(register: Register) -> None:
         "t2ialign_shapes.rewards:ShapesGraded",
         config=ShapesRewardConfig,
         summary="how far a shapes picture shows what its prompt says, 0 to 1 (exact)",
+    )
+    register(
+        "shapes-geneval",
+        "t2ialign_shapes.rewards:ShapesGenEval",
+        config=ShapesGenEvalConfig,
+        summary="1 if a shapes picture shows what its prompt's GenEval metadata asks for, else 0 (exact)",
     )

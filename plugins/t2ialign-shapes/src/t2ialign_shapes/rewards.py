@@ -10,7 +10,7 @@ from torch import Tensor
 import t2ialign
 from t2ialign_shapes import captions, detector
 from t2ialign_shapes.captions import Caption
-from t2ialign_shapes.plugin import ShapesRewardConfig
+from t2ialign_shapes.plugin import ShapesGenEvalConfig, ShapesRewardConfig
 from t2ialign_shapes.world import SIZE
 
 
@@ -49,14 +49,26 @@ class ShapesGraded(t2ialign.Reward):
         return detector.graded(images, _captions(images, prompts))
 
 
+class ShapesGenEval(t2ialign.Reward):
+    """1.0 where the picture shows what the prompt's GenEval metadata ("include") asks for, whatever its text says."""
+
+    differentiable = False
+    Config = ShapesGenEvalConfig
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Judge images against ``include`` of their prompts: float32 [B], 0 or 1; see `captions.from_include`."""
+        _check_size(images)
+        try:
+            wanted = [captions.from_include(prompt.data["include"]) for prompt in prompts]  # type: ignore[attr-defined]
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise t2ialign.UsageError(f"shapes-geneval reads 'include' of GenEval's form: {error}") from error
+        return detector.check(images, wanted).float()
+
+
 def _captions(images: Tensor, prompts: Sequence[str]) -> list[Caption]:
     """Read the prompts; refuse what the exact judge cannot judge."""
-    if images.shape[1:] != (3, SIZE, SIZE):
-        size = "x".join(map(str, images.shape[1:]))
-        raise t2ialign.UsageError(
-            f"the shapes rewards judge images of 3x{SIZE}x{SIZE}, not {size}; use the shapes"
-            " checkpoints or another reward"
-        )
+    _check_size(images)
     try:
         return [captions.parse(prompt) for prompt in prompts]
     except ValueError as error:
@@ -64,3 +76,12 @@ def _captions(images: Tensor, prompts: Sequence[str]) -> list[Caption]:
             f"the shapes rewards judge only their own prompts: {error}; see"
             " pkg:t2ialign_shapes/prompts/train.txt for examples"
         ) from error
+
+
+def _check_size(images: Tensor) -> None:
+    if images.shape[1:] != (3, SIZE, SIZE):
+        size = "x".join(map(str, images.shape[1:]))
+        raise t2ialign.UsageError(
+            f"the shapes rewards judge images of 3x{SIZE}x{SIZE}, not {size}; use the shapes"
+            " checkpoints or another reward"
+        )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from t2ialign import Backend, BackendInfo, Sampler, checkpoints
+from t2ialign.spec.prompts import Prompt, data_of
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_var.classes import imagenet, read_classes
 from t2ialign_var.config import VarConfig
@@ -76,7 +77,7 @@ class VarBackend(Backend):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Class numbers, class names or "a photo of" them; rewards see the latter, or a checkpoint's own names."""
         found = [self.classes.find(prompt) for prompt in prompts]
-        texts = tuple(self.classes.text(index) for index in found)
+        texts = tuple(Prompt(self.classes.text(i), data_of(own)) for i, own in zip(found, prompts, strict=True))
         return Conditioning(texts, {"class_id": torch.tensor(found, device=self.device)})
 
     @torch.no_grad()
