@@ -205,6 +205,6 @@ def make(case: Case, build: Callable[..., Path], **options: Any) -> Any:
     """The case's backend."""
     folder = build(case.family, case.scheduler)
     if case.backend in (HyperSd, PixArtDmd):
-        options["network_checkpoint"] = str(folder / "unet" if case.backend is HyperSd else folder)
+        options.setdefault("network_checkpoint", str(folder / "unet" if case.backend is HyperSd else folder))
     options = {"checkpoint": str(folder), "dtype": "float32"} | case.options | options
     return case.backend(case.config(**options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from t2ialign import checkpoints
 from t2ialign.errors import UsageError
 
 #: What is fetched of a component besides its weights.
-_SETTINGS = ("*.json", "*.txt", "*.model")
+_SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
+#: In order of preference: a component that has safetensors is never asked for its pickles.
+_FORMATS = ("safetensors", "bin")
 #: Names of weights: in one file or in shards; the variant stands before or behind the number of the shard.
-_WEIGHTS = re.compile(r"[\w-]*?model(-\d+-of-\d+)?(\.(?P<variant>[\w-]+?)(-\d+-of-\d+)?)?\.safetensors")
+_WEIGHTS = re.compile(r"[\w-]*?model(-\d+-of-\d+)?(\.(?P<variant>[\w-]+?)(-\d+-of-\d+)?)?\.(?P<form>safetensors|bin)")
 
 
 def open_checkpoint(
@@ -32,7 +35,8 @@ def open_checkpoint(
         reference: hub id, folder, or ``pkg:<package>/<path>``; only the named components are downloaded.
         revision: hub revision.
         pipelines: accepted classes in ``model_index.json``.
-        components: sub-folders that must be there, each with complete safetensors weights if it holds a model.
+        components: sub-folders that must be there, each with complete weights if it holds a model. Pickles, which
+            diffusers and transformers read as plain tensors, are taken from components that have no safetensors.
         weightless: components of which only the configuration is used.
         variant: of the weights; components without such a variant give their plain weights, as in diffusers.
 
@@ -41,10 +45,7 @@ def open_checkpoint(
     """
     settings = ["model_index.json", *(f"{part}/{file}" for part in components for file in _SETTINGS)]
     heavy = [part for part in components if part not in weightless]
-    folder = checkpoints.resolve(reference, revision, settings + _weight_patterns(heavy, variant))
-    plain = [part for part in heavy if variant and variant not in weights_by_variant(folder / part)]
-    if plain:
-        checkpoints.resolve(reference, revision, _weight_patterns(plain, None))
+    folder = fetch(reference, revision, settings, heavy, variant)
     where = f"checkpoint '{reference}'"
     if not (folder / "model_index.json").is_file():
         raise UsageError(f"{where} is no diffusers checkpoint: it has no model_index.json")
@@ -62,22 +63,42 @@ def open_checkpoint(
     return folder
 
 
-def _weight_patterns(parts: Collection[str], variant: str | None) -> list[str]:
+def fetch(
+    reference: str, revision: str | None, settings: Sequence[str], parts: Sequence[str], variant: str | None = None
+) -> Path:
+    """The local folder with the settings, and of each part the one set of weights that will be read.
+
+    Parts without weights of the variant give plain ones, and parts without any safetensors plain pickles.
+    """
+    folder = checkpoints.resolve(reference, revision, [*settings, *_weight_patterns(parts, variant, "safetensors")])
+    models = [part for part in parts if (folder / part / "config.json").is_file()]
+    if plain := [part for part in models if variant and variant not in weights_by_variant(folder / part)]:
+        checkpoints.resolve(reference, revision, _weight_patterns(plain, None, "safetensors"))
+    if pickled := [part for part in models if not weights_by_variant(folder / part)]:
+        checkpoints.resolve(reference, revision, _weight_patterns(pickled, None, "bin"))
+    return folder
+
+
+def _weight_patterns(parts: Collection[str], variant: str | None, form: str) -> list[str]:
     ends = [f"model.{variant}", f"model.{variant}-*-of-*", f"model-*-of-*.{variant}"] if variant else []
-    return [f"{part}/*{end}.safetensors" for part in parts for end in ends or ["model", "model-*-of-*"]]
+    return [f"{part}/*{end}.{form}" for part in parts for end in ends or ["model", "model-*-of-*"]]
 
 
 def weights_by_variant(folder: Path) -> dict[str | None, list[Path]]:
-    """Files of a component's weights; the plain ones are under None."""
-    found: dict[str | None, list[Path]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        if match := _WEIGHTS.fullmatch(file.name):
-            found.setdefault(match["variant"], []).append(file)
-    return found
+    """Files of a component's weights, all of its preferred format; the plain ones are under None."""
+    matches = [match for file in sorted(folder.glob("*")) if (match := _WEIGHTS.fullmatch(file.name))]
+    for form in _FORMATS:
+        found: dict[str | None, list[Path]] = {}
+        for match in matches:
+            if match["form"] == form:
+                found.setdefault(match["variant"], []).append(folder / match.string)
+        if found:
+            return found
+    return {}
 
 
 def check_weights(folder: Path, where: str, variant: str | None = None) -> None:
-    """Complain unless ``folder`` has safetensors weights, plain or of the variant, with every shard in full length.
+    """Complain unless ``folder`` has weights, plain or of the variant, with every shard in full length.
 
     Raises:
         UsageError: no weights, a missing shard, or a truncated file.
@@ -85,12 +106,11 @@ def check_weights(folder: Path, where: str, variant: str | None = None) -> None:
     found = weights_by_variant(folder)
     if None not in found and variant not in found:
         other = f"; it has the variant {' and '.join(map(repr, found))}, see backend.variant" if found else ""
-        raise UsageError(
-            f"{where}: '{folder.name}' has no .safetensors weights (pickled weights are not loaded){other}"
-        )
+        raise UsageError(f"{where}: '{folder.name}' has no .safetensors or .bin weights{other}")
     chosen = variant if variant in found else None
     names = {file.name for file in found[chosen]}
-    for index in folder.glob(f"*.safetensors.index{f'.{chosen}' if chosen else ''}.json"):
+    form = found[chosen][0].suffix
+    for index in folder.glob(f"*{form}.index{f'.{chosen}' if chosen else ''}.json"):
         if absent := sorted(set(read_json(index)["weight_map"].values()) - names):
             raise UsageError(f"{where}: '{folder.name}' lacks the shard {absent[0]}")
     for file in found[chosen]:
@@ -99,7 +119,10 @@ def check_weights(folder: Path, where: str, variant: str | None = None) -> None:
 
 
 def is_complete(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
+    """Whether a file is as long as its beginning says: the header of a safetensors file, the archive of a pickle."""
+    if file.suffix == ".bin":
+        with file.open("rb") as stream:  # what is no archive is a pickle of old, which says nothing
+            return stream.read(2) != b"PK" or zipfile.is_zipfile(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from t2ialign import Backend, BackendInfo, UsageError, checkpoints
+from t2ialign import Backend, BackendInfo, UsageError
 from t2ialign.storage.embeds import Row
 from t2ialign.tensors.paths import VPPath
 from t2ialign_diffusers.backend import LORA_FILE, quiet_libraries
-from t2ialign_diffusers.folder import check_weights, read_json
+from t2ialign_diffusers.folder import check_weights, fetch, read_json
 from t2ialign_diffusers.guided import GuidedBackend
 from t2ialign_diffusers.scheduler import vp_path
 from t2ialign_sd.config import PixArtDmdConfig
@@ -30,8 +30,8 @@ class PixArtDmd(GuidedBackend):
 
     def __init__(self, config: PixArtDmdConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
-        patterns = ("transformer/*.json", "transformer/*.safetensors", "scheduler/*.json")
-        self.network_folder = checkpoints.resolve(config.network_checkpoint, patterns=patterns)
+        settings = ("transformer/*.json", "scheduler/*.json")
+        self.network_folder = fetch(config.network_checkpoint, None, settings, ["transformer"])
         where = f"backend.network_checkpoint = '{config.network_checkpoint}'"
         for file in ("transformer/config.json", "scheduler/scheduler_config.json"):
             if not (self.network_folder / file).is_file():
@@ -60,9 +60,12 @@ class PixArtDmd(GuidedBackend):
     def own_components(self) -> dict[str, Any]:
         from diffusers import PixArtTransformer2DModel
 
-        transformer = PixArtTransformer2DModel.from_pretrained(
-            self.network_folder / "transformer", dtype=self.network_dtype
-        )
+        try:
+            transformer = PixArtTransformer2DModel.from_pretrained(
+                self.network_folder / "transformer", dtype=self.network_dtype
+            )
+        except (OSError, ValueError, RuntimeError) as error:  # such as a pickle of other things than tensors
+            raise UsageError(f"backend.network_checkpoint: the transformer's weights do not load: {error}") from error
         return {"transformer": transformer, "scheduler": self.scheduler}
 
     def encoding(self) -> dict[str, Any]:
