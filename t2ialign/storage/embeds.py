@@ -6,22 +6,26 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from t2ialign.storage.tensor_files import write_tensors
 from t2ialign.tensors.conditioning import Conditioning
 
 log = logging.getLogger(__name__)
 
 #: One prompt's tensors, without padding: name -> (T, ...) or any fixed shape.
 Row = dict[str, Tensor]
+#: Folders of which was said that they cannot be written.
+_told: set[Path] = set()
 
 
 def cache_root() -> Path:
@@ -43,9 +47,11 @@ class EmbedsCache:
     Args:
         identity: everything besides the prompt that decides an embedding (the encoder's fingerprint and dtype, the
             prompt template, lengths, library versions): JSON values. Another identity is another folder.
+        names: the tensors of a row; a file with others is written anew. Default: any.
     """
 
-    def __init__(self, identity: Mapping[str, object]) -> None:
+    def __init__(self, identity: Mapping[str, object], names: Iterable[str] | None = None) -> None:
+        self.names = None if names is None else set(names)
         self.folder = cache_root() / "embeds" / _digest(json.dumps(identity, sort_keys=True))
 
     def fetch(
@@ -77,23 +83,42 @@ class EmbedsCache:
         return self.folder / f"{_digest(prompt)}.safetensors"
 
     def _read(self, prompt: str) -> Row | None:
-        """The stored row; None when there is none or its file is damaged."""
+        """The stored row; None when there is none that could be used."""
         path = self._path(prompt)
         try:
-            return load_file(path)
-        except FileNotFoundError:
+            row = load_file(path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (SafetensorError, OSError) as error:
-            log.warning("cached embedding %s is unreadable (%s): encoding it again", path, error)
-            return None
+            fault = f"is unreadable ({error})"
+        else:
+            if self.names is not None and row.keys() != self.names:
+                fault = f"holds {', '.join(sorted(row)) or 'nothing'}, not {', '.join(sorted(self.names))}"
+            elif bad := [name for name, tensor in row.items() if not bool(tensor.isfinite().all())]:
+                fault = f"has numbers in '{bad[0]}' that are not finite"
+            else:
+                return row
+        log.warning("cached embedding %s %s: encoding it again", path, fault)
+        return None
 
     def _write(self, prompt: str, row: Row) -> None:
-        """Written under another name and renamed, so that a reader never sees half a file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Without the cache, a run goes on: it has the row in memory."""
         path = self._path(prompt)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(row, temporary, metadata={"prompt": prompt})
-        temporary.replace(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path)
+            write_tensors(path, row, {"prompt": prompt})
+        except OSError as error:
+            root = cache_root()
+            if root not in _told:
+                _told.add(root)
+                log.warning(
+                    "prompts are encoded again each time: the cache %s cannot be written (%s); T2IALIGN_CACHE names"
+                    " another folder",
+                    root,
+                    error.strerror or error,
+                )
 
 
 def assemble(prompts: Sequence[str], rows: Sequence[Row], masks: Mapping[str, str]) -> Conditioning:

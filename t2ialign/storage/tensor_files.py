@@ -44,11 +44,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            stream.write(flat.view(torch.uint8).numpy().data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+                stream.write(flat.view(torch.uint8).numpy().data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:  # a full disk shall not keep the half
+        temporary.unlink(missing_ok=True)
+        raise

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from t2ialign.spec import checkpoints
 from t2ialign.storage.embeds import EmbedsCache, assemble
 
 
@@ -47,6 +51,62 @@ def test_anything_that_changes_an_embedding_changes_the_key():
     assert len(encoder.asked) == 3
     EmbedsCache({"length": 3, "dtype": "float32"}).fetch(["a"], encoder)  # the order of the keys says nothing
     assert len(encoder.asked) == 3
+
+
+@pytest.mark.parametrize("unusable", ["other names", "nan", "folder"])
+def test_a_file_of_another_layout_is_written_anew(root, unusable):
+    encoder = Encoder()
+    EmbedsCache({}, ["embeds"]).fetch(["ab"], encoder)
+    (file,) = root.rglob("*.safetensors")
+    if unusable == "folder":
+        file.unlink()
+        (file / "inside").mkdir(parents=True)
+    else:
+        name, value = ("pooled", 1.0) if unusable == "other names" else ("embeds", torch.nan)
+        save_file({name: torch.full((2, 2), value)}, file)
+    for _ in range(2):
+        rows = EmbedsCache({}, ["embeds"]).fetch(["ab"], encoder)
+        assert torch.equal(rows[0]["embeds"].float(), torch.full((2, 2), 2.0))
+    assert len(encoder.asked) == 2  # the second time, it is good
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning(root, monkeypatch, caplog):
+    monkeypatch.setenv("T2IALIGN_CACHE", "/proc/no/cache")
+    rows = EmbedsCache({}).fetch(["ab", "abc"], Encoder())
+    EmbedsCache({"other": 1}).fetch(["ab", "abc"], Encoder())
+    assert [len(row["embeds"]) for row in rows] == [2, 3]
+    assert len(caplog.records) == 1
+    assert "/proc/no/cache cannot be written" in caplog.text
+    assert "T2IALIGN_CACHE" in caplog.text
+
+
+def test_a_full_disk_leaves_no_half_files(root, monkeypatch, caplog):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert len(EmbedsCache({}).fetch(["ab"], Encoder())) == 1
+    assert "No space left" in caplog.text
+    assert not [file for file in root.rglob("*") if file.is_file()]
+
+
+def test_an_encoder_is_known_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "WHOLE", 2**10)
+    folder = tmp_path / "model" / "encoder"
+    folder.mkdir(parents=True)
+    weights = torch.zeros(2**16)
+
+    def seen(**tensors):
+        save_file(tensors, folder / "model.safetensors")
+        os.utime(folder / "model.safetensors", (0, 0))
+        return checkpoints.fingerprint(tmp_path / "model", ["encoder"])
+
+    first = seen(a=weights)
+    os.utime(folder / "model.safetensors", (9, 9))
+    assert checkpoints.fingerprint(tmp_path / "model", ["encoder"]) == first  # a copy is the same encoder
+    assert seen(a=weights + 1e-3) != first  # of one size and time
+    assert seen(b=weights) != first
+    assert seen(a=weights) == first
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
