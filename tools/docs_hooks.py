@@ -70,10 +70,11 @@ def options(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def rows_of(model: type[BaseModel], prefix: str) -> list[str]:
     rows: list[str] = []
+    schema = model.model_json_schema()["properties"] if model.model_fields else {}
     for name, field in model.model_fields.items():
         key, table = f"{prefix}{name}", table_in(field.annotation)
         if table is not field.annotation:
-            cells = [f"`{key}`", f"`{type_of(model, name)}`", default_of(field), escaped(field.description or "")]
+            cells = [f"`{key}`", f"`{words(schema[name])}`", default_of(field), escaped(field.description or "")]
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         if table:
             rows += rows_of(table, f"{key}[]." if get_origin(field.annotation) is list else f"{key}.")
@@ -87,22 +88,17 @@ def table_in(annotation: Any) -> type[BaseModel] | None:
     return next((found for inner in get_args(annotation) if (found := table_in(inner))), None)
 
 
-def type_of(model: type[BaseModel], name: str) -> str:
-    """The type and range in words, from the field's JSON schema."""
-    schema = model.model_json_schema()
-    return words(schema["properties"][name], schema.get("$defs", {}))
-
-
-def words(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
+def words(schema: dict[str, Any]) -> str:
+    """The type and range, from a field's JSON schema."""
     if "$ref" in schema:
         return "table"
     if "enum" in schema or "const" in schema:
         return " or ".join(toml(value) for value in schema.get("enum", [schema.get("const")]))
     if "anyOf" in schema:
-        return " or ".join(words(one, definitions) for one in schema["anyOf"] if one.get("type") != "null")
+        return " or ".join(words(one) for one in schema["anyOf"] if one.get("type") != "null")
     kind = {"string": "text", "number": "number", "integer": "integer", "boolean": "true or false", "object": "table"}
     if schema.get("type") == "array":
-        return f"list of {words(schema['items'], definitions)}" if "items" in schema else "list"
+        return f"list of {words(schema['items'])}" if "items" in schema else "list"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {schema[key]:g}" for key, sign in bounds.items() if key in schema]
     return " ".join([kind.get(schema.get("type", ""), "any"), ", ".join(limits)]).strip()

@@ -84,9 +84,9 @@ def test_a_bad_spec_exits_with_2_says_everything_and_writes_nothing(spec_file, t
     ("arguments", "message"),
     [
         (["run", "absent.toml"], "absent.toml"),
-        (["resume", "absent"], "no run directory"),
-        (["eval", "absent"], "no run directory"),
-        (["export", "absent", "--out", "x"], "no run directory"),
+        pytest.param(["resume", "absent"], "no run directory", marks=pytest.mark.slow),
+        pytest.param(["eval", "absent"], "no run directory", marks=pytest.mark.slow),
+        pytest.param(["export", "absent", "--out", "x"], "no run directory", marks=pytest.mark.slow),
         (["init", "--backend", "sana-sprnit", "--optimizer", "eggroll", "--reward", "clipscore"], "sana-sprint"),
     ],
 )
@@ -96,6 +96,7 @@ def test_user_errors_are_one_message_and_exit_code_2(arguments, message, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_init_writes_a_spec_that_only_needs_its_prompts(tmp_path):
     out = tmp_path / "mine.toml"
     arguments = ["--backend", "sana-sprint", "--optimizer", "eggroll", "--reward", "pickscore", "--out", out]

@@ -290,6 +290,7 @@ def test_the_command_writes_the_page(run, tmp_path):
     assert (done.returncode, "existing folder" in done.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_runs_side_by_side(run, tmp_path):
     other = Path(shutil.copytree(run.path, tmp_path / "other"))
     done = t2ialign("compare", run.path, other)

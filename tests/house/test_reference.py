@@ -29,6 +29,11 @@ def hooks() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def page(hooks: ModuleType) -> str:
+    return hooks.spec_reference()
+
+
 def cells(row: str) -> list[str]:
     return [cell.strip() for cell in row.strip("| ").split(" | ")]
 
@@ -64,8 +69,7 @@ def keys(model: type[BaseModel]) -> set[str]:
     return set(model.model_fields)
 
 
-def test_every_installed_kind_is_there_with_every_option(hooks):
-    page = hooks.spec_reference()
+def test_every_installed_kind_is_there_with_every_option(page):
     for parts in registry().parts.values():
         for kind, declared in parts.items():
             section = page.split(f"### `{kind}`\n")[1].split("\n## ")[0].split("\n### ")[0]
@@ -75,11 +79,11 @@ def test_every_installed_kind_is_there_with_every_option(hooks):
             assert keys(declared.config) <= listed, kind
 
 
-def test_defaults_are_written_as_a_spec_writes_them(hooks):
+def test_defaults_are_written_as_a_spec_writes_them(page):
     def value(text: str) -> Any:
         return tomllib.loads(f"x = {text}")["x"]
 
-    defaults = {cells(row)[2] for row in hooks.spec_reference().splitlines() if row.startswith("| `")}
+    defaults = {cells(row)[2] for row in page.splitlines() if row.startswith("| `")}
     for default in defaults - {"unset", "**required**"}:
         value(default.strip("`"))
 

@@ -47,6 +47,7 @@ def test_rewards_without_weights(kind):
     check_reward(load("reward", kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "checkpoint", "options", "steps"),
     [
