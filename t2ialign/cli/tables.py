@@ -7,7 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from t2ialign.evaluation.comparison import caption, rows, table_header, table_rows
+from t2ialign.evaluation.comparison import caption, rows, short, table_header, table_rows
 
 
 def comparison(summary: dict[str, Any]) -> Table:
@@ -38,9 +38,7 @@ def side_by_side(summaries: dict[str, dict[str, Any]], shared: bool) -> Table:
         label = reward
         for name, row in tuned:
             if row.reward == reward:
-                table.add_row(
-                    escape(label), escape(name), f"{row.base:.4g}", f"{row.mean:.4g}", row.measured, row.in_se
-                )
+                table.add_row(escape(label), escape(name), short(row.base), short(row.mean), row.measured, row.in_se)
                 label = ""
         table.add_section()
     return table

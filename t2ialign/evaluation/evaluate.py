@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from t2ialign.evaluation.comparison import table
 from t2ialign.evaluation.counting import counting
+from t2ialign.evaluation.image_statistics import STATISTICS, image_statistics
+from t2ialign.evaluation.statistics import category_of, compare, summarise
 from t2ialign.problem.optimizer import Optimizer
 from t2ialign.problem.problem import Problem
 from t2ialign.spec.prompts import Prompt, data_of
@@ -33,14 +34,16 @@ PAIRS = 8
 class Items:
     """The evaluated images: one row per (prompt, image), prompt-major.
 
-    ``prompt_index`` counts distinct texts. Seeds depend on the evaluation seed, the text and the image's number:
-    neither on the run's seed nor on the
-    other prompts, so that any two runs can be compared image by image.
+    Seeds depend on the evaluation seed, the text and the image's number: neither on the run's seed nor on the other
+    prompts, so that any two runs can be compared image by image.
+
+    Attributes:
+        per_prompt: so many neighbours belong to one line of the prompt file.
     """
 
     prompts: list[str]
     seeds: list[int]
-    prompt_index: Tensor
+    per_prompt: int
 
 
 def items(problem: Problem) -> Items:
@@ -56,9 +59,7 @@ def items_of(prompts: Sequence[str], images_per_prompt: int, seed: int) -> Items
     for prompt in prompts:
         seeds += [seeding.derive(seed, "evaluation", str(prompt), before[prompt] + image) for image in numbers]
         before[prompt] += images_per_prompt
-    place = {prompt: index for index, prompt in enumerate(before)}
-    index = torch.tensor([place[prompt] for prompt in prompts])
-    return Items([p for p in prompts for _ in numbers], seeds, index.repeat_interleave(images_per_prompt))
+    return Items([p for p in prompts for _ in numbers], seeds, images_per_prompt)
 
 
 @torch.no_grad()
@@ -77,13 +78,13 @@ def score(
         tick: called with the number of images done since the last call.
 
     Returns:
-        variant -> reward -> raw scores (images,), on the CPU.
+        variant -> reward, and image statistic as "image/..." -> raw scores (images,), on the CPU.
     """
     distinct = list(dict.fromkeys(wanted.prompts))
     conditioning = problem.backend.encode(distinct)
     row_of = {prompt: row for row, prompt in enumerate(distinct)}
     parts: dict[str, list[Scores]] = {name: [] for name in variants}
-    per_prompt = problem.spec.evaluation.images_per_prompt
+    per_prompt = wanted.per_prompt
     for rows in split(len(wanted.prompts), per_prompt * max(1, problem.micro_batch // per_prompt)):  # whole prompts
         prompts, seeds = wanted.prompts[rows], wanted.seeds[rows]
         part = conditioning[[row_of[prompt] for prompt in prompts]]
@@ -95,14 +96,28 @@ def score(
             # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
             scores = problem.rewards.score(batch, texts, references=references)
             scores |= problem.rewards.compare(batch, texts, references)
+            scores |= image_statistics(batch, per_prompt)
             parts[name].append({reward: values.cpu() for reward, values in scores.items()})
             if folder is not None:
                 _save(batch, prompts, seeds, folder / name, rows.start)
             tick(len(prompts))
     return {
-        name: {reward: torch.cat([part[reward] for part in chunks]) for reward in problem.rewards.reported}
+        name: {
+            reward: torch.cat([part[reward] for part in chunks]) for reward in [*problem.rewards.reported, *STATISTICS]
+        }
         for name, chunks in parts.items()
     }
+
+
+def summary_of(problem: Problem, scores: Mapping[str, Scores], wanted: Items) -> dict[str, Any]:
+    """``summary.json`` of some scored items: the rewards, and under "image_statistics" what the images look like."""
+    values = {v: {name: column.tolist() for name, column in columns.items()} for v, columns in scores.items()}
+    rewards = problem.rewards
+    held_out = [name for name in rewards.reported if name not in rewards.optimised]
+    categories = [category_of(prompt) for prompt in wanted.prompts]
+    summary = summarise(values, wanted.prompts, rewards.reported, held_out, categories)
+    looks = compare(values, wanted.prompts, STATISTICS)
+    return summary | {"image_statistics": {key: looks[key] for key in ("variants", "paired")}}
 
 
 def _save(batch: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path, first: int) -> None:
@@ -112,58 +127,12 @@ def _save(batch: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: P
         images.save_png(image, folder / f"{first + offset:05d}.png", texts)
 
 
-def summarise(scores: dict[str, Scores], prompt_index: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """``summary.json``: means per variant, and each further variant paired against the first.
-
-    Standard errors are taken over prompts (the images of one prompt are averaged first), since images of one prompt
-    are not independent.
-
-    Args:
-        scores: variant -> reward -> (images,); the first variant is the base.
-        prompt_index: prompt of each image.
-        names: rewards in the order of the table, the optimised ones first.
-    """
-    base, *others = scores
-    summary: dict[str, Any] = {"images": len(prompt_index), "prompts": int(prompt_index.max()) + 1}
-    summary["variants"] = {
-        variant: {
-            name: dict(zip(("mean", "se"), _mean_and_se(values[name], prompt_index), strict=True)) for name in names
-        }
-        for variant, values in scores.items()
-    }
-    summary["paired"] = {v: {n: _paired(scores[base][n], scores[v][n], prompt_index) for n in names} for v in others}
-    return summary
-
-
 @torch.no_grad()
 def cost(problem: Problem, generate: Generate, wanted: Items) -> Cost:
     """Network evaluations of one image, counted while it is drawn, and how many of them wait for each other."""
     with counting() as count:
         generate(problem.backend.encode(wanted.prompts[:1]), wanted.seeds[:1])
     return {"evaluations": count.rows, "depth": count.calls}
-
-
-def _paired(base: Tensor, other: Tensor, prompt_index: Tensor) -> dict[str, Any]:
-    difference, se = _mean_and_se(other - base, prompt_index)
-    wins = (other > base).double() + 0.5 * (other == base).double()
-    return {
-        "difference": difference,
-        "se": se,
-        "ci95": [difference - 1.96 * se, difference + 1.96 * se],
-        "win_rate": wins.mean().item(),
-    }
-
-
-def _mean_and_se(values: Tensor, prompt_index: Tensor) -> tuple[float, float]:
-    """Mean over images, standard error over prompts; images without a finite score are left out."""
-    valid = values.isfinite()
-    values, prompt_index = values[valid].double(), prompt_index[valid]
-    prompts = prompt_index.unique()
-    if len(prompts) == 0:
-        return 0.0, 0.0
-    means = torch.stack([values[prompt_index == prompt].mean() for prompt in prompts])
-    se = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else 0.0
-    return values.mean().item(), se
 
 
 def evaluate(
@@ -189,7 +158,7 @@ def evaluate(
     with files.new_folder(folder) as new:
         target = new if problem.spec.evaluation.save_images else None
         scores = score(problem, variants, wanted, target, tick)
-        summary = summarise(scores, wanted.prompt_index, problem.rewards.reported)
+        summary = summary_of(problem, scores, wanted)
         if samplers:
             summary["cost"] = {name: cost(problem, generate, wanted) for name, generate in variants.items()}
         files.write_json(new / "summary.json", summary)

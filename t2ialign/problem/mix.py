@@ -11,6 +11,7 @@ from torch import Tensor
 from t2ialign.config import RewardMixConfig
 from t2ialign.errors import RewardError, blaming
 from t2ialign.parts.reward import ReferenceReward, Reward
+from t2ialign.problem.advantages import centred_ranks, standardised
 from t2ialign.tensors.batching import split
 
 
@@ -169,22 +170,4 @@ def normalise(scores: Tensor, mix: RewardMixConfig, prompt_index: Tensor | None 
 
 
 def _zscore(scores: Tensor) -> Tensor:
-    mean = scores.nanmean()
-    std = (scores - mean).square().nanmean().sqrt()
-    return (scores - mean) / (std + 1e-6)
-
-
-def centred_ranks(scores: Tensor) -> Tensor:
-    """Ranks in [-0.5, 0.5], ties averaged; NaN stays NaN."""
-    flat = scores.flatten()
-    valid = ~flat.isnan()
-    values = flat[valid]
-    result = torch.full_like(flat, torch.nan)
-    if len(values) > 1:
-        ordered = values.sort().values
-        first = torch.searchsorted(ordered, values, side="left")
-        last = torch.searchsorted(ordered, values, side="right") - 1
-        result[valid] = (first + last) / 2 / (len(values) - 1) - 0.5
-    elif len(values):
-        result[valid] = 0.0
-    return result.view_as(scores)
+    return standardised(scores.flatten(), eps=1e-6).view_as(scores)

@@ -98,6 +98,7 @@ def page(run: RunDir) -> str:
         groups=curves.grouped(metrics, run.timing(), bases),
         held_out={_label(reward) for reward in spec["reward"] if reward["weight"] == 0},
         plot=curves,
+        short=comparison.short,
         grids=_grids(run.path / "samples"),
         reward=next(iter(base), ""),
         changes=changes(run, next(iter(base))) if base else {},

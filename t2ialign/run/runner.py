@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from t2ialign.errors import PartError, RewardError, T2IAlignError, UsageError, blaming, culprit
-from t2ialign.evaluation.evaluate import items, score, summarise
+from t2ialign.evaluation.evaluate import items, score, summary_of
 from t2ialign.problem.checks import batch_independence, first_images
 from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
 from t2ialign.problem.problem import Problem, assemble
@@ -168,9 +168,8 @@ class _Loop:
         """Mean of every reward on the evaluation prompts, as the run delivers images now."""
         wanted = items(self.problem)
         scores = score(self.problem, {"tuned": self.optimizer.generate}, wanted)
-        names = self.problem.rewards.reported
-        means = summarise(scores, wanted.prompt_index, names)["variants"]["tuned"]
-        return {f"evaluation/{name}": means[name]["mean"] for name in names}
+        means = summary_of(self.problem, scores, wanted)["variants"]["tuned"]
+        return {f"evaluation/{name}": value["mean"] for name, value in means.items()}
 
     @torch.no_grad()
     def _grid(self, done: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +11,6 @@ from misfits import Broken
 from t2ialign import seeding
 from t2ialign.config import RewardMixConfig
 from t2ialign.errors import RewardError
-from t2ialign.evaluation import evaluate
 from t2ialign.problem.mix import MixedReward, RewardMix, normalise
 from t2ialign.tensors.batching import split, with_oom_retry
 from t2ialign.tensors.conditioning import Conditioning
@@ -123,25 +120,6 @@ def test_normalisation_never_turns_an_order_around(values, kind):
     result = normalise(scores, RewardMixConfig(normalise=kind))
     order = scores.argsort()
     assert bool((result[order].diff() >= -1e-5).all())
-
-
-def test_standard_errors_are_over_prompts_not_images():
-    base = {"r": torch.zeros(6)}
-    tuned = {"r": torch.tensor([1.0, 1.0, 1.0, 3.0, 3.0, 3.0])}
-    index = torch.tensor([0, 0, 0, 1, 1, 1])
-    summary = evaluate.summarise({"base": base, "tuned": tuned}, index, ["r"])
-    paired = summary["paired"]["tuned"]["r"]
-    assert summary["images"] == 6
-    assert summary["prompts"] == 2
-    assert paired["difference"] == pytest.approx(2)
-    assert paired["se"] == pytest.approx(math.sqrt(2) / math.sqrt(2))
-    assert paired["ci95"] == pytest.approx([2 - 1.96, 2 + 1.96])
-    assert paired["win_rate"] == 1
-
-
-def test_ties_count_half_in_the_win_rate():
-    scores = {"base": {"r": torch.zeros(4)}, "tuned": {"r": torch.tensor([1.0, 0.0, 0.0, -1.0])}}
-    assert evaluate.summarise(scores, torch.arange(4), ["r"])["paired"]["tuned"]["r"]["win_rate"] == 0.5
 
 
 def test_conditioning_rows():

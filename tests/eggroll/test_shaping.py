@@ -119,3 +119,20 @@ def test_the_unpaired_member_of_an_odd_population_takes_no_part_in_pair_shaping(
 def test_antithetic_sign_counts_prompts():
     scores = torch.tensor([[1.0, 2.0, 9.0], [0.0, 3.0, 8.0]])
     torch.testing.assert_close(shape(scores, "antithetic-sign").values, torch.tensor([1 / 3, -1 / 3]))
+
+
+@pytest.mark.parametrize("kind", SHAPINGS)
+def test_rounding_is_no_fitness(kind):
+    """Scores around 0.3 that differ in the last bit alone, as two summation orders give them."""
+    scores = torch.full((8, 5), 0.3)
+    scores[::2] = torch.nextafter(scores[::2], torch.tensor(1.0))
+    scores[3] = torch.nextafter(scores[3], torch.tensor(1.0))
+    assert torch.equal(apply(kind, scores).values, torch.zeros(8))
+
+
+def test_a_constant_group_beside_others_gets_no_fitness():
+    scores = torch.tensor([0.29, 0.31, 0.3, 0.3, 0.1, 0.7, 0.3, 0.3])
+    scores[3::4] = torch.nextafter(scores[3::4], torch.tensor(1.0))
+    values = shape(scores, "group-zscore", group_size=2).values
+    assert values[[2, 3, 6, 7]].tolist() == [0, 0, 0, 0]
+    assert values[[0, 1, 4, 5]].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5] * 2, rel=1e-4)

@@ -126,7 +126,6 @@ def test_every_image_has_a_seed_of_its_own(prompts, count):
     pairs = list(zip(wanted.prompts, wanted.seeds, strict=True))
     assert len(set(pairs)) == len(pairs)
     distinct = list(dict.fromkeys(prompts))
-    assert [distinct[i] for i in wanted.prompt_index] == wanted.prompts
     once = items_of(distinct, count, 0)
     assert set(zip(once.prompts, once.seeds, strict=True)) <= set(pairs)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from t2ialign.problem.mix import centred_ranks
+from t2ialign.problem.advantages import centred, centred_ranks, standardised, variance
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ def shape(samples: Tensor, kind: str, *, group_size: int = 0, floor: float = 1e-
     if kind in GROUPED and (group_size < 2 or count % group_size):
         raise ValueError(f"shaping '{kind}' needs a group_size of 2 or more that divides the population of {count}")
     scores = prompt_scores(samples)
-    raw = SHAPINGS[kind](scores, group_size=group_size, floor=floor)
+    size = (
+        torch.where(samples.isfinite(), samples.abs(), 0.0).reshape(count, *samples.shape[1:2] or (1,), -1).amax((0, 2))
+    )
+    raw = SHAPINGS[kind](scores, size, group_size=group_size, floor=floor)
     used = ~raw.isnan()
     values = raw.nan_to_num(0.0)
     return Fitness(values, used, (values == 0).all())
@@ -76,79 +79,73 @@ def prompt_scores(samples: Tensor) -> Tensor:
     return torch.where(alive[:, None], filled - filled[alive.int().argmax()], torch.nan)
 
 
-def zscore(scores: Tensor, **_: float) -> Tensor:
-    """(s - mean) / std of the members' means, unbiased std; 0 when the spread is below 1e-8."""
-    s = scores.mean(1)
-    spread = _variance(s, 0, unbiased=True).sqrt()
-    return torch.where(spread < 1e-8, 0 * s, (s - s.nanmean()) / (spread + 1e-8))
+def zscore(scores: Tensor, size: Tensor, **_: float) -> Tensor:
+    """(s - mean) / std of the members' means, unbiased std."""
+    return standardised(scores.mean(1), 0, size.mean(), correction=1, eps=1e-8)
 
 
-def zscore_biased(scores: Tensor, **_: float) -> Tensor:
+def zscore_biased(scores: Tensor, size: Tensor, **_: float) -> Tensor:
     """(s - mean) / sqrt(var + 1e-5) with the population variance: the form of the authors' JAX code."""
     s = scores.mean(1)
-    return (s - s.nanmean()) / (_variance(s, 0) + 1e-5).sqrt()
+    return centred(s, 0, size.mean()) / (variance(s) + 1e-5).sqrt()
 
 
-def group_centred(scores: Tensor, *, group_size: int, **_: float) -> Tensor:
+def group_centred(scores: Tensor, size: Tensor, *, group_size: int, **_: float) -> Tensor:
     """Centred on the own group's mean, divided by the spread of all members (authors' JAX code)."""
     s = scores.mean(1)
-    groups = s.view(-1, int(group_size))
-    centred = groups - groups.nanmean(1, keepdim=True)
-    return (centred / (_variance(s, 0) + 1e-5).sqrt()).flatten()
+    return centred(s.view(-1, int(group_size)), 1, size.mean()).flatten() / (variance(s) + 1e-5).sqrt()
 
 
-def group_zscore(scores: Tensor, *, group_size: int, **_: float) -> Tensor:
+def group_zscore(scores: Tensor, size: Tensor, *, group_size: int, **_: float) -> Tensor:
     """Standardised by the own group's mean and unbiased std (the form of eggroll-trainer)."""
     groups = scores.mean(1).view(-1, int(group_size))
-    spread = _variance(groups, 1, unbiased=True).sqrt()
-    return ((groups - groups.nanmean(1, keepdim=True)) / (spread + 1e-8)).flatten()
+    return standardised(groups, 1, size.mean(), correction=1, eps=1e-8).flatten()
 
 
-def prompt_centred(scores: Tensor, **_: float) -> Tensor:
+def prompt_centred(scores: Tensor, size: Tensor, **_: float) -> Tensor:
     """Mean over prompts of (S - prompt mean) / rms of all residuals.
 
     A z-score would undo the division (upstream's ``promptnorm`` does); kept as it is, steps shrink when the prompts
     disagree about who is better.
     """
-    residual = scores - scores.nanmean(0)
+    residual = centred(scores, 0, size)
     return (residual / residual.square().nanmean().sqrt().clamp(min=1e-8)).mean(1)
 
 
-def prompt_zscore(scores: Tensor, **_: float) -> Tensor:
+def prompt_zscore(scores: Tensor, size: Tensor, **_: float) -> Tensor:
     """Every prompt standardised by its own spread, averaged, standardised again: all prompts weigh the same.
 
     A prompt on which the members do not differ counts 0.
     """
-    residual = scores - scores.nanmean(0)
-    spread = _variance(scores, 0, unbiased=True).sqrt()
-    return zscore(torch.where(spread < 1e-8, 0 * residual, residual / (spread + 1e-8)))
+    return standardised(standardised(scores, 0, size, correction=1, eps=1e-8).mean(1), correction=1, eps=1e-8)
 
 
-def centred_rank(scores: Tensor, **_: float) -> Tensor:
+def centred_rank(scores: Tensor, size: Tensor, **_: float) -> Tensor:
     """rank / (N - 1) - 0.5 of the members' means, in [-0.5, 0.5]; ties share their mean rank."""
-    return centred_ranks(scores.mean(1))
+    return centred_ranks(scores.mean(1), size.mean())
 
 
-def antithetic(scores: Tensor, *, floor: float, **_: float) -> Tensor:
+def antithetic(scores: Tensor, size: Tensor, *, floor: float, **_: float) -> Tensor:
     """f(+E_p) = d_p / max(rms_p d, floor) and f(-E_p) = -f(+E_p), d_p = mean score of +E_p minus that of -E_p.
 
     The floor keeps the step small when the differences are nothing but noise.
     """
-    d = _differences(scores).mean(1)
+    d = _differences(scores, size).mean(1)
     return _mirrored(d / d.square().nanmean().sqrt().clamp(min=floor), len(scores))
 
 
-def antithetic_sign(scores: Tensor, **_: float) -> Tensor:
+def antithetic_sign(scores: Tensor, size: Tensor, **_: float) -> Tensor:
     """f(+E_p) = mean over prompts of sign(S(+E_p) - S(-E_p)): blind to the size of differences."""
-    difference = _differences(scores)
+    difference = _differences(scores, size)
     sign = torch.where(difference.isnan(), difference, difference.sign())  # torch's sign of NaN is 0
     return _mirrored(sign.mean(1), len(scores))
 
 
-def _differences(scores: Tensor) -> Tensor:
-    """(P, M), S(+E_p) - S(-E_p); the unpaired last member of an odd population is left out."""
-    paired = scores[: len(scores) // 2 * 2]
-    return paired[::2] - paired[1::2]
+def _differences(scores: Tensor, size: Tensor) -> Tensor:
+    """(P, M), S(+E_p) - S(-E_p), twice what centres the pair; the unpaired last member of an odd population is out."""
+    pairs = scores[: len(scores) // 2 * 2].unflatten(0, (-1, 2))
+    missing = pairs.isnan().any(1)
+    return torch.where(missing, torch.nan, 2 * centred(pairs, 1, size)[:, 0])
 
 
 def _mirrored(values: Tensor, count: int) -> Tensor:
@@ -156,12 +153,6 @@ def _mirrored(values: Tensor, count: int) -> Tensor:
     fitness = values.new_full((count,), torch.nan)
     fitness[: 2 * len(values)] = torch.stack([values, -values], 1).flatten()
     return fitness
-
-
-def _variance(x: Tensor, dim: int, unbiased: bool = False) -> Tensor:
-    """Variance of the numbers that are not NaN, dimension kept."""
-    count = (~x.isnan()).sum(dim, keepdim=True) - int(unbiased)
-    return (x - x.nanmean(dim, keepdim=True)).square().nansum(dim, keepdim=True) / count.clamp(min=1)
 
 
 SHAPINGS: dict[str, Callable[..., Tensor]] = {

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from t2ialign import Optimizer, State, StepResult, seeding
+from t2ialign.problem.advantages import leave_one_out, standardised
 from t2ialign.problem.problem import Batch, Problem
 from t2ialign.tensors import solver_state
 from t2ialign.tensors.conditioning import Conditioning
@@ -86,12 +87,10 @@ class PpoEpd(Optimizer):
         return [batch.seeds[row - row % group] for row in range(len(batch.seeds))]
 
     def _advantages(self, rewards: Tensor) -> Tensor:
-        """(B,) float64 from combined rewards (B,), NaN where a sample was dropped."""
-        groups = rewards.unflatten(0, (-1, self.problem.spec.prompts.images_per_prompt))
-        own, valid = ppo.leave_one_out(groups), ~groups.isnan()
-        if self.config.whiten == "batch":
-            return ppo.whiten(own, valid).flatten()
-        return torch.cat([ppo.whiten(*group) for group in zip(own, valid, strict=True)])
+        """(B,) float64 from combined rewards (B,); NaN, where a sample was dropped, has advantage 0."""
+        own = leave_one_out(rewards.unflatten(0, (-1, self.problem.spec.prompts.images_per_prompt)))
+        white = standardised(own.flatten() if self.config.whiten == "batch" else own)
+        return white.flatten().nan_to_num(0.0)
 
     def _learn(self, index: int, draws: Draws, old: Tensor, advantages: Tensor, valid: Tensor) -> dict[str, float]:
         """All solver steps of a step; returns the means over them."""

@@ -31,31 +31,6 @@ class Loss(NamedTuple):
     clipped: Tensor
 
 
-def leave_one_out(rewards: Tensor) -> Tensor:
-    """Reward minus the mean of the group's others (RLOO, arXiv 2402.14740); alone in a group, the reward itself.
-
-    Args:
-        rewards: (groups, k); NaN where a sample has no reward.
-
-    Returns:
-        (groups, k); 0 where there is no reward.
-    """
-    valid = ~rewards.isnan()
-    known = rewards.nan_to_num(0.0)
-    others = valid.sum(1, keepdim=True) - 1
-    baseline = (known.sum(1, keepdim=True) - known) / others.clamp(min=1)
-    return torch.where(valid, known - baseline * (others > 0), 0.0)
-
-
-def whiten(advantages: Tensor, valid: Tensor) -> Tensor:
-    """Zero mean and unit variance over the valid samples, 0 elsewhere; any shape."""
-    known = advantages[valid]
-    if len(known) == 0:
-        return torch.zeros_like(advantages)
-    spread = known.std(correction=0).clamp(min=1e-8)
-    return torch.where(valid, (advantages - known.mean()) / spread, 0.0)
-
-
 def loss(
     policy: TableDistribution,
     start: TableDistribution,

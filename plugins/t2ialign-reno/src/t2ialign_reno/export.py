@@ -13,7 +13,7 @@ from torch import Tensor
 
 from t2ialign.errors import ExportError
 from t2ialign.evaluation.comparison import table
-from t2ialign.evaluation.evaluate import summarise
+from t2ialign.evaluation.statistics import summarise
 from t2ialign.problem.problem import Problem
 from t2ialign.storage import files
 from t2ialign.tensors.batching import image_tolerance
@@ -89,14 +89,12 @@ def _summary(problem: Problem, archive: Archive, delivered: Delivered) -> dict:
     scores = [archive.scores(found.search) for found in delivered.values()]
     names = problem.rewards.names
 
-    def column(which: str) -> dict[str, Tensor]:
-        values = {name: [one[which][name] for one in scores] for name in names}
-        return {k: torch.tensor([torch.nan if v is None else v for v in column]) for k, column in values.items()}
+    def column(which: str) -> dict[str, list[float | None]]:
+        return {name: [one[which][name] for one in scores] for name in names}
 
-    rows = [item.row for item in delivered]
-    position = {row: index for index, row in enumerate(dict.fromkeys(rows))}
-    prompt_index = torch.tensor([position[row] for row in rows])
-    return summarise({"base": column("initial"), "tuned": column("best")}, prompt_index, names)
+    prompts = [problem.prompts[item.row] for item in delivered]
+    held_out = [name for name in names if name not in problem.rewards.optimised]
+    return summarise({"base": column("initial"), "tuned": column("best")}, prompts, names, held_out)
 
 
 def write_layout(problem: Problem, delivered: Delivered, name: str, folder: Path) -> None:
