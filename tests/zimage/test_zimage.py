@@ -212,7 +212,8 @@ def test_gradients_through_offloaded_blocks(make, shelved):
         images = backend.generate(backend.encode(PROMPTS[:1]), [0], SAMPLER, noise=noise)
         found.append(torch.autograd.grad((images * seeding.normal([1], (3, 32, 32))).sum(), noise)[0])
     assert len(shelved) > 4 * 3 + 1  # more than the forward pass: four steps of three blocks, and the decoder
-    torch.testing.assert_close(found[1], found[0])
+    # Blocks are computed again with sums in another order; a wrong weight would change everything or give NaN.
+    assert (found[1] - found[0]).abs().max() < 1e-3 * found[0].abs().max()
 
 
 def published_names(state):
