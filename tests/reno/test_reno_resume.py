@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from t2ialign.errors import PartError
 from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
@@ -43,7 +44,7 @@ def test_a_crash_in_any_step_changes_nothing(reno_spec, monkeypatch):
         name = f"crash{crash_at}"
         with monkeypatch.context() as patch:
             patch.setattr(noise_search.NoiseSearch, "step", dying)
-            with pytest.raises(RuntimeError, match="power cut"):
+            with pytest.raises(PartError, match="power cut"):
                 runner.start(specs.load(reno_spec(**options), [f"run.name={name}"]), QUIET)
         run = runner.resume(whole.path.parent / name, QUIET)
         assert without_name(delivered(run.path), name) == without_name(delivered(whole.path), "whole")
@@ -61,7 +62,7 @@ def test_finished_images_are_not_searched_again(reno_spec, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(noise_search.NoiseSearch, "step", dying)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(PartError, match="power cut"):
             runner.start(specs.load(path), QUIET)
     folder = next((path.parent / "runs").iterdir())
     finished = sorted((folder / "output").iterdir())
@@ -85,6 +86,7 @@ import sys, pathlib, time
 sys.path.insert(0, {tests!r})
 sys.path.insert(0, {here!r})
 import conftest
+from t2ialign.errors import PartError
 from t2ialign.run import runner
 from t2ialign.spec import parse
 from t2ialign.testing import installed
