@@ -81,7 +81,7 @@ def score(
         variant -> reward, and image statistic as "image/..." -> raw scores (images,), on the CPU.
     """
     distinct = list(dict.fromkeys(wanted.prompts))
-    conditioning = problem.backend.encode(distinct)
+    conditioning = problem.encode(distinct)
     row_of = {prompt: row for row, prompt in enumerate(distinct)}
     parts: dict[str, list[Scores]] = {name: [] for name in variants}
     per_prompt = wanted.per_prompt
@@ -131,7 +131,7 @@ def _save(batch: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: P
 def cost(problem: Problem, generate: Generate, wanted: Items) -> Cost:
     """Network evaluations of one image, counted while it is drawn, and how many of them wait for each other."""
     with counting() as count:
-        generate(problem.backend.encode(wanted.prompts[:1]), wanted.seeds[:1])
+        generate(problem.encode(wanted.prompts[:1]), wanted.seeds[:1])
     return {"evaluations": count.rows, "depth": count.calls}
 
 
@@ -172,7 +172,7 @@ def evaluate(
                 stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         spread = torch.linspace(0, len(wanted.prompts) - 1, min(PAIRS, len(wanted.prompts))).long().tolist()
         prompts, seeds = [wanted.prompts[i] for i in spread], [wanted.seeds[i] for i in spread]
-        conditioning = problem.backend.encode(prompts)
+        conditioning = problem.encode(prompts)
         pair_rows = [generate(conditioning, seeds) for generate in variants.values()]
         texts = {"prompts": "\n".join(prompts)}
         images.save_png(images.grid(pair_rows, prompts, list(variants)), new / "pairs.png", texts)

@@ -63,7 +63,7 @@ class Backend(Part, ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Text to conditioning, one row per prompt, on this backend's device.
+        """Text to conditioning, one row per prompt, on the CPU: ``denoiser`` and ``generate`` bring rows to the device.
 
         Results are cached on disk by content; the text encoder is in memory only while it encodes.
         """

@@ -23,6 +23,7 @@ from t2ialign.problem.mix import MixedReward, RewardMix
 from t2ialign.problem.rollout import Rollout, draw, joined
 from t2ialign.spec.model import Chosen, Spec
 from t2ialign.spec.parse import parse_sampler
+from t2ialign.spec.prompts import Prompt, data_of
 from t2ialign.tensors import distributed, seeding
 from t2ialign.tensors.batching import split, with_oom_retry
 from t2ialign.tensors.conditioning import Conditioning
@@ -55,7 +56,9 @@ class Problem:
 
     Attributes:
         prompts: the training prompts.
-        conditioning: their encodings, one row per prompt.
+        conditioning: their encodings, one row per prompt, on the CPU where the backend leaves them there.
+        texts: all prompts that the spec names, each once, the training prompts first.
+        encoded: their encodings.
         output: where an optimizer may put what is finished while the run goes on; None outside a run directory.
         micro_batch: images per forward pass.
     """
@@ -70,6 +73,8 @@ class Problem:
     world: World = field(default_factory=World)
     lora: Adapter | None = None
     output: Path | None = None
+    texts: Sequence[str] = ()
+    encoded: Conditioning | None = None
 
     def __post_init__(self) -> None:
         self.micro_batch = self.spec.run.micro_batch
@@ -156,6 +161,16 @@ class Problem:
         """The same problem with another sampler."""
         return replace(self, sampler=load_sampler(chosen, self.device))
 
+    def encode(self, texts: Sequence[str]) -> Conditioning:
+        """One row per prompt; no text encoder loads for a prompt that the spec names."""
+        if self.encoded is None or any(text not in self._rows for text in texts):
+            return self.backend.encode(texts)
+        return lines(self.encoded, [self._rows[text] for text in texts], texts)
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {text: row for row, text in enumerate(self.texts)}
+
     @cached_property
     def evaluation_prompts(self) -> list[str]:
         return list(self.spec.evaluation_prompts())
@@ -180,24 +195,37 @@ def assemble(
     backend: Backend = spec.backend.build(device)
     sampler = load_sampler(spec.sampler, device) if spec.sampler else None
     training: list[str] = list(spec.training_prompts())
-    report(f"encoding {len(training)} prompts")
+    texts = list(dict.fromkeys([*training, *spec.evaluation_prompts(), *spec.optimizer_config.further_prompts(spec)]))
+    report(f"encoding {len(texts)} prompts")
+    encoded = backend.encode(texts)  # together: text encoders load once, before the network
     problem = Problem(
         spec,
         backend,
         sampler,
         RewardMix([]),
         training,
-        backend.encode(training),
+        encoded,
         device,
         world or World(),
         output=output,
+        texts=texts,
+        encoded=encoded,
     )
+    problem.conditioning = problem.encode(training)
     if spec.uses_lora:
         report("attaching the LoRA")
         problem.lora = attach_lora(problem)
     report("loading rewards: " + ", ".join(reward.name for reward in spec.rewards))
     problem.rewards = load_rewards(spec, device)
     return problem
+
+
+def lines(encoded: Conditioning, rows: list[int], texts: Sequence[str]) -> Conditioning:
+    """Rows for the lines of a prompt file: one row serves a text that stands twice, and each line keeps its data."""
+    together = rows == list(range(rows[0], rows[0] + len(rows))) if rows else False
+    part = encoded[rows[0] : rows[0] + len(rows)] if together else encoded[rows]
+    seen = zip(part.prompts, texts, strict=True)  # a class-conditional backend spells a prompt out
+    return Conditioning(tuple(Prompt(text, data_of(own)) for text, own in seen), part.tensors)
 
 
 def load_sampler(chosen: Chosen, device: torch.device) -> Sampler:

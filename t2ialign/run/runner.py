@@ -178,7 +178,7 @@ class _Loop:
         spread = torch.linspace(0, count - 1, min(self.spec.samples.count, count)).long()
         rows = (spread * self.spec.evaluation.images_per_prompt).tolist()
         prompts, seeds = [wanted.prompts[row] for row in rows], [wanted.seeds[row] for row in rows]
-        pictures = self.optimizer.generate(self.problem.backend.encode(prompts), seeds)
+        pictures = self.optimizer.generate(self.problem.encode(prompts), seeds)
         if done == 0:
             first_images(self.problem.backend, pictures)
             batch_independence(self.problem.rewards, pictures[:2], prompts[:2])

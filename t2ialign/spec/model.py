@@ -69,6 +69,10 @@ class OptimizerConfig(Config):
         """
         return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
 
+    def further_prompts(self, spec: Spec) -> list[str]:
+        """Texts besides the training and evaluation prompts that the optimizer draws: they are encoded with those."""
+        return []
+
 
 class LoraOptimizerConfig(OptimizerConfig):
     """Options of an optimizer that changes the LoRA."""

@@ -30,8 +30,10 @@ class Conditioning:
         return len(self.prompts)
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> Conditioning:
-        """Rows by slice, list or integer tensor; repeats are welcome."""
-        rows = torch.as_tensor(range(len(self))[index] if isinstance(index, slice) else index, dtype=torch.long)
+        """Rows by slice, list or integer tensor; repeats are welcome. A slice shares its memory."""
+        if isinstance(index, slice):
+            return Conditioning(self.prompts[index], {name: tensor[index] for name, tensor in self.tensors.items()})
+        rows = torch.as_tensor(index, dtype=torch.long)
         prompts = tuple(self.prompts[i] for i in rows.tolist())
         return Conditioning(
             prompts, {k: t.index_select(0, rows.to(t.device, non_blocking=True)) for k, t in self.tensors.items()}

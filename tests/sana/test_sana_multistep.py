@@ -111,3 +111,14 @@ def test_network_loads_after_both_encodings(make, monkeypatch):
     monkeypatch.setattr(Sana, "encode_batch", watched)
     backend.generate(backend.encode(PROMPTS), [1, 2], SAMPLER)
     assert seen == [([""], False), (PROMPTS, False)]
+
+
+def test_prompts_and_the_plain_negative_prompt_share_one_loading(make, monkeypatch):
+    loads = []
+    load = Sana._load
+    monkeypatch.setattr(Sana, "_load", lambda self, *a, **o: loads.append(a) or load(self, *a, **o))
+    backend = make(guidance_scale=4.5)
+    backend.encode(PROMPTS)
+    assert len(loads) == 1
+    backend.generate(backend.encode(PROMPTS), [5, 6], SAMPLER)
+    assert len(loads) == 2  # the second one is the network's

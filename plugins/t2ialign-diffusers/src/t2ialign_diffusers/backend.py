@@ -6,7 +6,6 @@ order (encode, then generate) never holds both.
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 import json
 from abc import abstractmethod
@@ -38,6 +37,7 @@ from t2ialign_diffusers.offload import TakingTurns
 from t2ialign_diffusers.originals import originals
 from t2ialign_diffusers.quantization import quantize
 from t2ialign_diffusers.recompute import blocks, recompute_blocks
+from t2ialign_diffusers.text import TextComponents
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DECODER_LORA_FILE = component_file("vae")
@@ -56,7 +56,8 @@ class DiffusersBackend(Backend):
         channels_last: keep the network's weights in the memory layout that convolutions are fastest in.
         weightless: components whose weights ``own_components`` takes from elsewhere.
         load_options: further arguments of the pipeline's ``from_pretrained``.
-        ragged: names of the ragged conditioning tensors -> names of their masks.
+        row_names: names of the tensors that ``encode_batch`` gives for a prompt.
+        ragged: those of them that are ragged -> names of their masks.
         folder: the local checkpoint.
     """
 
@@ -66,6 +67,7 @@ class DiffusersBackend(Backend):
     channels_last: ClassVar[bool] = False
     weightless: tuple[str, ...] = ()
     load_options: ClassVar[dict[str, Any]] = {}
+    row_names: ClassVar[tuple[str, ...]] = ("prompt_embeds",)
     ragged: ClassVar[dict[str, str]] = {}
     encode_micro_batch: ClassVar[int] = 8
 
@@ -172,29 +174,37 @@ class DiffusersBackend(Backend):
         cache = EmbedsCache(
             {
                 "pipeline": self.pipeline_names[0],
-                "encoder": checkpoints.fingerprint(self.folder, self.text_components),
+                "encoder": self._encoder_id,
                 "variant": self.config.variant,
                 "dtype": self.stable_dtype,
                 "options": self.encoding(),
                 "versions": {name: importlib.metadata.version(name) for name in ("diffusers", "transformers")},
-            }
+            },
+            self.row_names,
         )
-        return assemble(prompts, cache.fetch(prompts, self._encode_missing), self.ragged).to(self.device)
+        with self.text.kept():
+            return assemble(prompts, cache.fetch(prompts, self._encode_missing), self.ragged)
+
+    @cached_property
+    def _encoder_id(self) -> str:
+        return checkpoints.fingerprint(self.folder, self.text_components)
+
+    @cached_property
+    def text(self) -> TextComponents:
+        """Text encoders and tokenizers while they are needed; anything loaded before waits on the CPU meanwhile."""
+
+        def load() -> Any:
+            others = (self.trained_component, "vae")
+            return self._load(others, {"default": self.stable_dtype}).to(self.device)
+
+        return TextComponents(load, self.parked)
 
     @torch.no_grad()
     def _encode_missing(self, prompts: list[str]) -> Iterator[Row]:
-        """Load the text encoders, encode, and drop them; anything loaded before waits on the CPU meanwhile."""
-        with self.parked():
-            others = (self.trained_component, "vae")
-            pipeline = self._load(others, {"default": self.stable_dtype}).to(self.device)
-            for part in split(len(prompts), self.encode_micro_batch):
-                with quiet_libraries():
-                    rows = self.encode_batch(pipeline, prompts[part])
-                yield from rows
-            del pipeline
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+        for part in split(len(prompts), self.encode_micro_batch):
+            with quiet_libraries():
+                rows = self.encode_batch(self.text.pipeline, prompts[part])
+            yield from rows
 
     @contextmanager
     def parked(self) -> Iterator[None]:

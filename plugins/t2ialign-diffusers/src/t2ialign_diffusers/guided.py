@@ -128,7 +128,8 @@ class GuidedBackend(DiffusersBackend):
         return super().snippet_arguments() | {"guidance_scale": self.config.guidance_scale} | negative
 
     def denoiser(self, conditioning: Conditioning) -> Denoiser:
-        negative = self.negative if self.cfg_scale > 1 else None
+        negative = self.negative.to(self.device) if self.cfg_scale > 1 else None
+        conditioning = conditioning.to(self.device)
         return GuidedDenoiser(
             self.path, conditioning, self.network, self.prediction_type, max(self.cfg_scale, 1.0), negative
         )

@@ -119,7 +119,8 @@ class InfinityBackend(Backend):
         """
         noise = self.noise(seeds) if noise is None else noise
         choose = DrawBits(noise, self.quantiser.tokens, self.config.top_k, self.config.top_p)
-        text = conditioning.tensors["text"], conditioning.tensors["text_mask"]
+        tensors = conditioning.to(self.device).tensors
+        text = tensors["text"], tensors["text_mask"]
         features = sample_features(
             self.transformer, self.quantiser, self.rotation, text, self.guidance, self.tau, choose
         )

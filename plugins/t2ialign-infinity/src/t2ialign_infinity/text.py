@@ -63,10 +63,11 @@ class TextEncoder:
                 "dtype": self.dtype,
                 "length": self.length,
                 "transformers": importlib.metadata.version("transformers"),
-            }
+            },
+            ["text"],
         )
         found = cache.fetch(texts, lambda missing: self._run(folder, missing))
-        return assemble(prompts, found, {"text": "text_mask"}).to(self.device)
+        return assemble(prompts, found, {"text": "text_mask"})
 
     @torch.no_grad()
     def _run(self, folder: Path, texts: list[str]) -> Iterator[Row]:

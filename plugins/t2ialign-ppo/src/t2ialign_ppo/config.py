@@ -86,6 +86,9 @@ class PpoEpdConfig(OptimizerConfig):
             notes["validation"] = f"{validated} images every {self.validate_every} steps"
         return Plan(spec.run.steps, images, notes)
 
+    def further_prompts(self, spec: Spec) -> list[str]:
+        return self.validation_texts(spec)
+
     def validation_texts(self, spec: Spec) -> list[str]:
         """The prompts that validation images may have, each once."""
         own = self.validation_prompts

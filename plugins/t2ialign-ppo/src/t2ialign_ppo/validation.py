@@ -39,7 +39,7 @@ class Validation:
         seed, texts = problem.spec.run.seed, config.validation_texts(problem.spec)
         count = config.validation_size(texts)
         chosen = seeding.choose(seeding.derive(seed, "ppo-validation"), len(texts), count)
-        self.conditioning = problem.backend.encode([texts[index] for index in chosen])
+        self.conditioning = problem.encode([texts[index] for index in chosen])
         self.seeds = [seeding.derive(seed, "ppo-validation-image", number) for number in range(count)]
         self.best_gain, self.best_step = 0.0, 0
         self.base: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -32,14 +33,15 @@ class Sana(SanaText, GuidedBackend):
     @cached_property
     def negative(self) -> Conditioning:
         """The negative prompt, which the pipeline encodes without the instruction."""
-        plain = self.config.model_copy(update={"complex_human_instruction": False, "guidance_scale": 1.0})
-        with self.parked():
-            return type(self)(plain, self.device).encode([self.config.negative_prompt or ""])
+        plain = copy.copy(self)  # shares the text encoders while they are loaded
+        plain.config = self.config.model_copy(update={"complex_human_instruction": False})
+        return SanaText.encode(plain, [self.config.negative_prompt or ""])
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        if self.cfg_scale > 1:
-            _ = self.negative  # now, before the network is loaded
-        return SanaText.encode(self, prompts)
+        with self.text.kept():
+            if self.cfg_scale > 1:
+                _ = self.negative  # now, before the network is loaded
+            return SanaText.encode(self, prompts)
 
     def network(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         timestep_scale = self.component_config("transformer").get("timestep_scale", 1.0)

@@ -18,7 +18,7 @@ class SanaSprint(SanaText):
     pipeline_names = ("SanaSprintPipeline",)
 
     def denoiser(self, conditioning: Conditioning) -> Denoiser:
-        return SprintDenoiser(self.trainable, conditioning, self.config.guidance_scale, SprintPath())
+        return SprintDenoiser(self.trainable, conditioning.to(self.device), self.config.guidance_scale, SprintPath())
 
     def snippet_arguments(self) -> dict[str, Any]:
         # The pipeline's default intermediate time is an error for any number of steps but 2.

@@ -23,6 +23,7 @@ class Flux(GuidedBackend):
     Config = FluxConfig
     pipeline_names = ("FluxPipeline",)
     text_components = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    row_names = ("prompt_embeds", "pooled_prompt_embeds")
 
     def __init__(self, config: FluxConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)

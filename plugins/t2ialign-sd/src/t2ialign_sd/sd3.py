@@ -22,6 +22,7 @@ class StableDiffusion3(GuidedBackend):
     Config = Sd3Config
     pipeline_names = ("StableDiffusion3Pipeline",)
     text_components = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "tokenizer_3", "text_encoder_3")
+    row_names = ("prompt_embeds", "pooled_prompt_embeds")
 
     def __init__(self, config: Sd3Config, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)

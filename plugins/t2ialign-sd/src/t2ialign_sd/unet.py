@@ -80,6 +80,7 @@ class StableDiffusionXL(StableDiffusion):
 
     pipeline_names = ("StableDiffusionXLPipeline",)
     text_components = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
+    row_names = ("prompt_embeds", "pooled_prompt_embeds")
     load_options: ClassVar = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
 
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:

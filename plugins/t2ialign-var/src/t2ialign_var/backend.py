@@ -78,7 +78,7 @@ class VarBackend(Backend):
         """Class numbers, class names or "a photo of" them; rewards see the latter, or a checkpoint's own names."""
         found = [self.classes.find(prompt) for prompt in prompts]
         texts = tuple(Prompt(self.classes.text(i), data_of(own)) for i, own in zip(found, prompts, strict=True))
-        return Conditioning(texts, {"class_id": torch.tensor(found, device=self.device)})
+        return Conditioning(texts, {"class_id": torch.tensor(found)})
 
     @torch.no_grad()
     def generate(
@@ -101,7 +101,7 @@ class VarBackend(Backend):
         choose: Choose = DrawTokens(quantiser, noise, options.top_k, options.top_p)
         if options.more_smooth:
             choose = MixCodes(quantiser, seeds, options.top_k, options.top_p)
-        labels = conditioning.tensors["class_id"]
+        labels = conditioning.tensors["class_id"].to(self.device)
         return self.vqvae.decode(sample_features(self.transformer, quantiser, labels, options.guidance_scale, choose))
 
     def snippet(self) -> str:
