@@ -20,6 +20,7 @@ from t2ialign.problem.problem import Problem, assemble
 from t2ialign.run import checks
 from t2ialign.run.display import Display
 from t2ialign.run.finish import finish
+from t2ialign.spec import checkpoints
 from t2ialign.spec.model import Spec
 from t2ialign.storage import files, images
 from t2ialign.storage.run_directory import RunDir
@@ -65,6 +66,7 @@ def restore(
     saved = run.load_checkpoint(step)
     if saved is None:
         raise UsageError(f"{path} has no checkpoint yet")
+    checkpoints.commits.update(run.revisions())
     problem = assemble(run.spec(overrides), report=(display or Display()).say, output=run.output)
     optimizer = load_optimizer(problem)
     optimizer.load_state(saved[1])
@@ -74,8 +76,11 @@ def restore(
 def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | None) -> RunDir:
     display = display or Display(quiet=not world.is_main)
     display.say(f"run directory: {run.path}")
+    checkpoints.commits.update(run.revisions())
     problem = assemble(spec, world, display.say, run.output)
     optimizer = load_optimizer(problem)
+    if world.is_main:
+        run.record_revisions(checkpoints.commits)
     saved = run.load_checkpoint()
     first = 0
     if saved is not None:
@@ -161,6 +166,7 @@ class _Loop:
 
     def _checkpoint(self, done: int) -> None:
         if self.main:
+            self.run_dir.record_revisions(checkpoints.commits)  # some load with the first image
             self.run_dir.save_checkpoint(done, self.optimizer.state(), self.spec.run.keep_checkpoints)
         self.problem.world.barrier()
 

@@ -14,6 +14,8 @@ from t2ialign.errors import UsageError
 
 #: Bytes: files up to WHOLE are hashed as they are, of others SAMPLES pieces.
 WHOLE, SAMPLES, PIECE = 2**26, 256, 2**12
+#: "owner/name@revision" -> the commit that it stands for in this process, once it was fetched; a resumed run fills it.
+commits: dict[str, str] = {}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/(.+\.safetensors)")
 
@@ -80,6 +82,8 @@ def resolve(
 ) -> Path:
     """A local folder (or file) for the reference; a hub id is downloaded into the hub cache on first use.
 
+    All files of a hub id are of one commit, see ``commits``, also if the repository changes meanwhile.
+
     Raises:
         UsageError: nothing is there, the repository is gated or unknown, or the network is out of reach.
     """
@@ -91,8 +95,12 @@ def resolve(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    edition = f"{reference}@{revision or 'main'}"
     try:
-        return Path(snapshot_download(reference, revision=revision, allow_patterns=list(patterns)))
+        chosen = commits.get(edition, revision)
+        folder = Path(snapshot_download(reference, revision=chosen, allow_patterns=list(patterns)))
+        commits.setdefault(edition, folder.name)  # <cache>/models--owner--name/snapshots/<commit>
+        return folder
     except GatedRepoError as error:
         raise UsageError(
             f"checkpoint '{reference}' is gated: accept its licence at https://huggingface.co/{reference},"

@@ -10,7 +10,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,17 @@ class RunDir:
     def spec(self, overrides: Sequence[str] = ()) -> Spec:
         """The resolved spec."""
         return specs.load(self.path / "spec.toml", overrides)
+
+    def revisions(self) -> dict[str, str]:
+        """Commits of hub repositories that the run has used, as ``checkpoints.commits`` has them."""
+        file = self.path / "environment.json"
+        return json.loads(file.read_text(encoding="utf-8")).get("revisions", {}) if file.is_file() else {}
+
+    def record_revisions(self, commits: Mapping[str, str]) -> None:
+        """Keep them in ``environment.json``, for ``resume``."""
+        if dict(commits) != self.revisions():
+            file = self.path / "environment.json"
+            files.write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"revisions": dict(commits)})
 
     def log(self, step: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
         """Append one step. Metrics are functions of the spec alone; clocks and memory go to a file of their own."""
