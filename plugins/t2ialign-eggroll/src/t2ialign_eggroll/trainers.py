@@ -7,6 +7,7 @@ trainer.train(100)
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from t2ialign_eggroll.noise import Members, Noise, Perturbation
 from t2ialign_eggroll.shaping import Fitness, shape
 from t2ialign_eggroll.update import ascend, mean_perturbation, step_scale
 
+log = logging.getLogger(__name__)
 FitnessFunction = Callable[[nn.Module], Tensor | float]
 
 
@@ -45,7 +47,8 @@ class ESTrainer:
         group_size: members per group for the group shapings.
         freeze_nonlora: train only parameters with two or more axes.
         optimizer: parameters -> torch optimizer, stepped with the pseudo-gradient; default SGD.
-        batched: score many members in one ``torch.vmap`` of ``fitness_fn``, which must return a scalar tensor.
+        batched: score many members in one ``torch.vmap`` of ``fitness_fn``, which must return a scalar tensor. Before
+            the first generation two members are compared with the black-box form, which is used where they differ.
         chunk_size: members in one batch, or members whose noise is in memory at once.
         seed: decides the noise.
 
@@ -102,6 +105,7 @@ class ESTrainer:
         self.noise = Noise({name: p.shape for name, p in self.parameters.items()}, rank)
         trained = list(self.parameters.values())
         self.optimizer = optimizer(trained) if optimizer else torch.optim.SGD(trained, lr=learning_rate)
+        self._compared = False
         self.generation = 0
         self.history: list[dict[str, float]] = []
         self.best_fitness = -torch.inf
@@ -152,19 +156,54 @@ class ESTrainer:
         """Fitness of every member of the current generation, (N,) float32; no weight changes."""
         scores = torch.empty(self.members.count, device=self.device)
         with _eval_mode(self.model):
+            if self.batched and not self._compared:
+                self._compare_forms()
             for rows in split(self.members.count, self.chunk_size):
                 noise = self._noise(rows)
                 if self.batched:
-                    with self._common_random_numbers():
-                        scores[rows] = evaluate_members(self.model, self._scalar, noise).float()
+                    scores[rows] = self._batch(noise)
                 else:
                     for member in range(rows.start, rows.stop):
                         scores[member] = self._score(noise, member - rows.start)
         return scores
 
-    def _noise(self, members: slice) -> dict[str, Perturbation]:
-        sigma = dict.fromkeys(self.parameters, self.sigma)
-        drawn = self.members.draw(self.sample_perturbations, members, self.device, sigma)
+    def _compare_forms(self) -> None:
+        """Two members as noise of a batch, and as weights of the model: a module that reads a weight instead of calling
+        its child would be scored without its noise, and nothing else would show it. One member at a time then."""
+        self._compared = True
+        noise = self._noise(slice(0, 2))
+        found, wanted = self._batch(noise), self._set(noise)
+        tolerance = 0.01 * (wanted[1] - wanted[0]).abs() + 1e-4 * wanted.abs().max()
+        if not bool(wanted.isfinite().all()) or bool(((found - wanted).abs() <= tolerance).all()):
+            return
+        deaf = []
+        for name, one in ((name, {name: e}) for name, e in noise.items()):
+            heard, wanted = self._batch(one), self._set(one)
+            if (heard[1] - heard[0]).abs() < 0.5 * (wanted[1] - wanted[0]).abs():
+                deaf.append(name)
+        self.batched = False
+        log.warning(
+            "batched=True scores another network than the model: the noise of %s does not arrive where the model reads"
+            " those weights itself (a fused layer, a tied head, F.linear). Going on one member at a time.",
+            ", ".join(deaf) or "some parameters",
+        )
+
+    def _set(self, noise: dict[str, Perturbation]) -> Tensor:
+        """Scores of two members whose weights the model has; in a batch all the same, for its random numbers."""
+        scores = []
+        for row in range(2):
+            member = self._member(noise, row)
+            with swapped({name: self.parameters[name] for name in noise}, member):
+                scores.append(self._batch(self._noise(slice(0, 2), 0.0))[row])
+        return torch.stack(scores)
+
+    def _batch(self, noise: dict[str, Perturbation]) -> Tensor:
+        with self._common_random_numbers():
+            return evaluate_members(self.model, self._scalar, noise).float()
+
+    def _noise(self, members: slice, sigma: float | None = None) -> dict[str, Perturbation]:
+        scale = dict.fromkeys(self.parameters, self.sigma if sigma is None else sigma)
+        drawn = self.members.draw(self.sample_perturbations, members, self.device, scale)
         return {name: e.to(self.parameters[name].dtype) for name, e in drawn.items()}
 
     def _score(self, noise: dict[str, Perturbation], row: int) -> float:
