@@ -167,10 +167,10 @@ class Backend(Part, ABC):
         """
         return {name.replace("base_model.model", self.info.adapter_prefix): tensor for name, tensor in tensors.items()}
 
-    def snippet(self) -> str:
-        """Python code for the model card: how to load the exported LoRA."""
+    def snippet(self, sampler: Sampler | None = None) -> str:
+        """Python code for the model card: how to load the exported LoRA, and draw as the run's sampler does."""
         return ""
 
-    def noise_snippet(self, prompt: str, file: str) -> str:
+    def noise_snippet(self, prompt: str, file: str, sampler: Sampler | None = None) -> str:
         """Python code that draws ``prompt`` from the noise ("latents") in a safetensors file, without t2ialign."""
         return ""

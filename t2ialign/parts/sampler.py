@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from t2ialign.config import SamplerConfig
 from t2ialign.declaration import Part
@@ -36,6 +36,13 @@ class Sampler(Part, ABC):
         Returns:
             Clean latents (B, *latent_shape), float32.
         """
+
+    def scheduler(self) -> tuple[str, dict[str, Any]] | None:
+        """The scheduler class of diffusers that takes the same steps, and its options, for model cards.
+
+        An empty name is the pipeline's own; None says that there is no such class.
+        """
+        return None
 
 
 class Transition(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from t2ialign.config import CHECKPOINT
 from t2ialign.errors import ExportError
 from t2ialign.lora.adapter import GUEST, factors, guest
 from t2ialign.problem.formats import check_formats, clients, write_formats
 from t2ialign.problem.problem import Problem
+from t2ialign.spec.checkpoints import looks_like_hub_id
 from t2ialign.tensors import seeding
 from t2ialign.tensors.batching import image_tolerance
 
@@ -134,12 +137,13 @@ def model_card(problem: Problem) -> str:
     spec, info = problem.spec, problem.backend.info
     rewards = ", ".join(f"{r.name} (weight {r.mix.weight:g})" for r in spec.rewards if r.mix.weight)
     held_out = ", ".join(r.name for r in spec.rewards if not r.mix.weight) or "none"
-    hub_id = f"base_model: {info.base_model}\n" if "/" in info.base_model and ":" not in info.base_model else ""
+    hub_id = looks_like_hub_id(info.base_model) and not Path(info.base_model).exists()
+    base = f"base_model: {json.dumps(info.base_model)}\n" if hub_id else ""  # the hub refuses cards with anything else
     ranks = sorted(set(problem.adapter.ranks.values()))
     rank = f"{ranks[0]} to {ranks[-1]}" if ranks[1:] else str(ranks[0])
-    return f"""---
+    text = f"""---
 library_name: {"diffusers" if info.pipeline else "t2ialign"}
-{hub_id}tags: [lora, text-to-image, t2ialign]
+{base}tags: [lora, text-to-image, t2ialign]
 ---
 
 # {spec.name}
@@ -156,6 +160,17 @@ A LoRA (rank {rank}) for `{info.base_model}`, aligned by t2ialign.
 | scale | folded into B: load it at strength 1, whatever the loader does with alpha |
 
 ```python
-{problem.backend.snippet().strip()}
+{problem.backend.snippet(problem.sampler).strip()}
 ```
 """
+    return without_folders(problem, text)
+
+
+def without_folders(problem: Problem, text: str) -> str:
+    """A text without the places of this machine: of a local checkpoint it keeps the folder's name."""
+    config = problem.spec.backend_config
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if CHECKPOINT in field.metadata and isinstance(value, str) and Path(value).is_absolute():
+            text = text.replace(value, Path(value).name)
+    return text

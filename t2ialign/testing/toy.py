@@ -87,7 +87,7 @@ class ToyBackend(t2ialign.Backend):
     def decode(self, latents: Tensor) -> Tensor:
         return torch.sigmoid(latents)
 
-    def snippet(self) -> str:
+    def snippet(self, sampler: t2ialign.Sampler | None = None) -> str:
         return 't2ialign.lora.file.load_lora_file(net, "pytorch_lora_weights.safetensors")'
 
 

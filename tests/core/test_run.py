@@ -185,7 +185,7 @@ def test_export_has_the_scale_folded_in_and_alpha_equal_to_rank(toy_spec, tmp_pa
     assert torch.allclose(saved["transformer.0.lora_B.weight"], 4 * own["0.lora_B.weight"])
     assert torch.equal(saved["transformer.0.lora_A.weight"], own["0.lora_A.weight"])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "base_model: some/model" in card
+    assert 'base_model: "some/model"' in card
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -54,6 +55,29 @@ def test_a_whole_run_loads_the_text_encoder_once(build, loads, tmp_path, monkeyp
     assert loads == [{"text_encoder"}, {"unet", "vae"}]
     summary = json.loads((run.path / "evaluation" / "summary.json").read_text())
     assert summary["prompts"] == 3
+
+
+def test_a_card_names_no_place_of_this_machine(build, tmp_path):
+    """A local checkpoint is no base_model, whatever its name would do to the card's head."""
+    case = CASES["sd15-ddim"]
+    shutil.copytree(build(case.family, case.scheduler), tmp_path / 'my model #1: "new"')
+    (tmp_path / "train.txt").write_text("a red circle\n")
+    tree = {
+        "run": {"steps": 1, "device": "cpu", "out": str(tmp_path / "runs"), "name": "run"},
+        "backend": {"kind": "sd15", "checkpoint": str(tmp_path / 'my model #1: "new"'), "dtype": "float32"},
+        "sampler": {"kind": "ddim", "steps": 2},
+        "optimizer": {"kind": "eggroll", "population": 2},
+        "reward": [{"kind": "jpeg-compressibility"}],
+        "prompts": {"file": "train.txt", "per_step": 1},
+        "export": {"formats": ["diffusers", "kohya", "peft"]},
+    }
+    run = runner.start(parse(tree, "spec.toml", tmp_path), Display(quiet=True))
+    card = (run.path / "export" / "README.md").read_text()
+    assert "base_model" not in card
+    assert "my model #1" in card
+    assert "num_inference_steps=2" in card
+    for file in (run.path / "export").rglob("*"):
+        assert file.is_dir() or str(tmp_path).encode() not in file.read_bytes(), file
 
 
 @pytest.mark.parametrize("name", ["sd15-ddim", "sdxl", "pixart-dmd", "sd3", "flux-dev"])

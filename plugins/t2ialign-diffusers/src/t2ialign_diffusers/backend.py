@@ -25,6 +25,7 @@ from t2ialign.lora.adapter import matching, move_adapters
 from t2ialign.lora.file import component_file, load_lora_file
 from t2ialign.lora.reading import find
 from t2ialign.parts.backend import Backend
+from t2ialign.parts.sampler import Sampler
 from t2ialign.storage.embeds import EmbedsCache, Row, assemble
 from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
@@ -310,24 +311,32 @@ class DiffusersBackend(Backend):
         """How the original checkpoint of the model calls its layers; empty where it does as diffusers does."""
         return originals(self.trainable)
 
-    def snippet(self) -> str:
+    def snippet(self, sampler: Sampler | None = None) -> str:
         kind = self.config.quantization and self.config.quantization.kind
         note = f"# The run had its base in {kind} (backend.quantization); without that, images differ a little.\n"
         loading = self.snippet_loading() + "\n" + (note if kind else "")
         if self.config.lora_decoder:
             loading = f"from t2ialign.lora.file import load_lora_file\n{loading}"
             loading += f'load_lora_file(pipe.vae, "{DECODER_LORA_FILE}", "vae")  # no pipeline loads this one\n'
-        return loading + self._snippet_call('    "a prompt"')
+        return loading + self.snippet_scheduler(sampler) + self._snippet_call('    "a prompt"', sampler)
 
-    def noise_snippet(self, prompt: str, file: str) -> str:
+    def snippet_scheduler(self, sampler: Sampler | None) -> str:
+        """Lines that give the pipeline the run's sampler, where it is not the checkpoint's own."""
+        if sampler is None or sampler.scheduler() is not None:
+            return ""
+        return f"# diffusers has no scheduler like the run's {type(sampler).__name__}: images differ from the run's.\n"
+
+    def noise_snippet(self, prompt: str, file: str, sampler: Sampler | None = None) -> str:
         loading = "\n".join(line for line in self.snippet_loading().splitlines() if "lora" not in line)
         cast = "" if self.config.dtype == "float32" else f".to(torch.{self.config.dtype})"
         noise = f'latents = load_file({json.dumps(file)})["latents"]{cast}'
-        call = self._snippet_call(f"    {json.dumps(prompt, ensure_ascii=False)},\n    latents=latents")
-        return f"from safetensors.torch import load_file\n{loading}\n{noise}\n{call}"
+        call = self._snippet_call(f"    {json.dumps(prompt, ensure_ascii=False)},\n    latents=latents", sampler)
+        scheduler = self.snippet_scheduler(sampler)
+        return f"from safetensors.torch import load_file\n{loading}\n{scheduler}{noise}\n{call}"
 
-    def _snippet_call(self, first: str) -> str:
-        arguments = "".join(f"    {name}={value!r},\n" for name, value in self.snippet_arguments().items())
+    def _snippet_call(self, first: str, sampler: Sampler | None) -> str:
+        steps = self.config.usual_steps if sampler is None else getattr(sampler.config, "steps", 1)
+        arguments = "".join(f"    {name}={value!r},\n" for name, value in self.snippet_arguments(steps).items())
         return f"image = pipe(\n{first},\n{arguments}).images[0]\n"
 
     def snippet_loading(self) -> str:
@@ -351,10 +360,10 @@ pipe.load_lora_weights(".")  # the folder of this file"""
         chosen = {"revision": self.config.revision, "variant": self.config.variant}
         return "".join(f", {name}={value!r}" for name, value in chosen.items() if value)
 
-    def snippet_arguments(self) -> dict[str, Any]:
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
         """Arguments of the snippet's pipeline call besides the prompt."""
         height, width = self.info.image_size
-        return {"num_inference_steps": self.config.usual_steps, "height": height, "width": width}
+        return {"num_inference_steps": steps, "height": height, "width": width}
 
     def _load(self, absent: Sequence[str], dtypes: dict[str, str], **components: Any) -> Any:
         """The pipeline with ready-made ``components``, without those in ``absent``; ``dtypes`` by component."""

@@ -12,11 +12,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from t2ialign.parts.denoiser import Denoiser
+from t2ialign.parts.sampler import Sampler
 from t2ialign.tensors.conditioning import Conditioning
-from t2ialign.tensors.paths import DiffusionPath, Prediction
+from t2ialign.tensors.paths import DiffusionPath, FlowPath, Prediction
 from t2ialign_diffusers.backend import DiffusersBackend, quiet_libraries
 from t2ialign_diffusers.parameterisation import to_prediction
 
+#: Schedulers that take DDIM's step: each on the grid of its own family.
+FIRST_ORDER = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 #: (x (B, ...), path times (B,), conditioning tensors) -> the network's output (B, ...), float32.
 Network = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 
@@ -123,9 +126,27 @@ class GuidedBackend(DiffusersBackend):
         self.negative = self.as_negative(both[[len(prompts)]])
         return both[: len(prompts)]
 
-    def snippet_arguments(self) -> dict[str, Any]:
+    def snippet_scheduler(self, sampler: Sampler | None) -> str:
+        """The scheduler that takes the sampler's steps on this checkpoint's own grid, see ``test_stock_schedulers``."""
+        found = sampler.scheduler() if sampler else ("", {})
+        if found is None:
+            return super().snippet_scheduler(sampler)
+        (name, options), own = found, type(self.scheduler).__name__
+        if name in FIRST_ORDER:  # one step in three guises
+            name = "EulerDiscreteScheduler" if hasattr(self.scheduler, "sigmas") else "DDIMScheduler"
+            if isinstance(self.path, FlowPath):
+                name = "FlowMatchEulerDiscreteScheduler"
+        if not name or (name == own and not options):
+            return ""
+        extra = "".join(f", {key}={value!r}" for key, value in options.items())
+        return (
+            f"from diffusers import {name}\n\n"
+            f"pipe.scheduler = {name}.from_config(pipe.scheduler.config{extra})  # the run's sampler\n"
+        )
+
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
         negative = {} if self.config.negative_prompt is None else {"negative_prompt": self.config.negative_prompt}
-        return super().snippet_arguments() | {"guidance_scale": self.config.guidance_scale} | negative
+        return super().snippet_arguments(steps) | {"guidance_scale": self.config.guidance_scale} | negative
 
     def denoiser(self, conditioning: Conditioning) -> Denoiser:
         negative = self.negative.to(self.device) if self.cfg_scale > 1 else None

@@ -126,7 +126,7 @@ class InfinityBackend(Backend):
         )
         return self.vae.decode(features)
 
-    def snippet(self) -> str:
+    def snippet(self, sampler: Sampler | None = None) -> str:
         config = self.config
         options = f"checkpoint={config.checkpoint!r}, variant={config.variant!r}, dtype={config.dtype!r}"
         if config.text_encoder != InfinityConfig().text_encoder:

@@ -115,7 +115,9 @@ def card(problem: Problem, delivered: Delivered, summary: dict) -> str:
     spec = problem.spec
     held_out = ", ".join(r.name for r in spec.rewards if not r.mix.weight) or "none"
     item = next(iter(delivered))
-    code = problem.backend.noise_snippet(problem.prompts[item.row], f"images/{item.name}/latents.safetensors")
+    code = problem.backend.noise_snippet(
+        problem.prompts[item.row], f"images/{item.name}/latents.safetensors", problem.sampler
+    )
     snippet = (
         f"\nThe first image from its saved noise, without t2ialign:\n\n```python\n{code.strip()}\n```\n" if code else ""
     )

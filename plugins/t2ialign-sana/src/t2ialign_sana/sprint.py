@@ -20,6 +20,6 @@ class SanaSprint(SanaText):
     def denoiser(self, conditioning: Conditioning) -> Denoiser:
         return SprintDenoiser(self.trainable, conditioning.to(self.device), self.config.guidance_scale, SprintPath())
 
-    def snippet_arguments(self) -> dict[str, Any]:
-        # The pipeline's default intermediate time is an error for any number of steps but 2.
-        return super().snippet_arguments() | {"intermediate_timesteps": None}
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
+        # The pipeline's default intermediate time is that of two steps, and an error for any other number.
+        return super().snippet_arguments(steps) | ({} if steps == 2 else {"intermediate_timesteps": None})

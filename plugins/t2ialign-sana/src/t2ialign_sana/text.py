@@ -57,9 +57,9 @@ class SanaText(DiffusersBackend):
         )
         return [{"prompt_embeds": embed[mask.bool()]} for embed, mask in zip(embeds, masks, strict=True)]
 
-    def snippet_arguments(self) -> dict[str, Any]:
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
         plain = {} if self.config.complex_human_instruction else {"complex_human_instruction": None}
-        return super().snippet_arguments() | {
+        return super().snippet_arguments(steps) | {
             "guidance_scale": self.config.guidance_scale,
             "use_resolution_binning": False,
             "max_sequence_length": self.max_sequence_length,

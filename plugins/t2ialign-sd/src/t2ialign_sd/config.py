@@ -122,7 +122,11 @@ class FluxConfig(GuidedConfig):
     distilled_guidance: float = Field(
         3.5, ge=0, description="an input of FLUX.1-dev's network; FLUX.1-schnell has none and ignores it"
     )
-    max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept; FLUX.1-dev allows 512")
+    max_sequence_length: int | None = Field(
+        None,
+        ge=1,
+        description="T5 tokens kept; default: 512 for FLUX.1-dev, 256, its most, for FLUX.1-schnell",
+    )
 
     def lora_formats(self) -> dict[LoraFormat, str]:
         return {

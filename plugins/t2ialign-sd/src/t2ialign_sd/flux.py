@@ -51,11 +51,11 @@ class Flux(GuidedBackend):
         return {"architecture": f"flux-1-{edition}/lora"}
 
     def encoding(self) -> dict[str, Any]:
-        return {"max_sequence_length": self.config.max_sequence_length}
+        return {"max_sequence_length": self.max_sequence_length}
 
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         embeds, pooled, _ = pipeline.encode_prompt(
-            prompts, device=self.device, max_sequence_length=self.config.max_sequence_length
+            prompts, device=self.device, max_sequence_length=self.max_sequence_length
         )
         return [{"prompt_embeds": e, "pooled_prompt_embeds": p} for e, p in zip(embeds, pooled, strict=True)]
 
@@ -65,7 +65,7 @@ class Flux(GuidedBackend):
         height, width = patches.shape[-2:]
         embeds = tensors["prompt_embeds"].to(dtype)
         guidance = None
-        if self.component_config("transformer").get("guidance_embeds"):
+        if self.distilled:
             guidance = torch.full((len(x),), self.config.distilled_guidance, device=x.device)
         output = transformer(
             hidden_states=patches.flatten(2).transpose(1, 2).to(dtype),
@@ -79,12 +79,25 @@ class Flux(GuidedBackend):
         )[0].float()
         return pixel_shuffle(output.transpose(1, 2).unflatten(2, (height, width)), 2)
 
-    def snippet_arguments(self) -> dict[str, Any]:
-        return super().snippet_arguments() | {
-            "guidance_scale": self.config.distilled_guidance,
-            "true_cfg_scale": self.config.guidance_scale,
-            "max_sequence_length": self.config.max_sequence_length,
-        }
+    @property
+    def distilled(self) -> bool:
+        """Whether guidance is an input of the network, as in FLUX.1-dev; FLUX.1-schnell has none."""
+        return bool(self.component_config("transformer").get("guidance_embeds"))
+
+    @property
+    def max_sequence_length(self) -> int:
+        """T5 tokens kept."""
+        return self.config.max_sequence_length or (512 if self.distilled else 256)
+
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
+        height, width = self.info.image_size
+        arguments: dict[str, Any] = {"num_inference_steps": steps, "height": height, "width": width}
+        if self.distilled:
+            arguments["guidance_scale"] = self.config.distilled_guidance
+        if self.config.guidance_scale > 1:  # without a negative prompt the pipeline leaves it out
+            negative = self.config.negative_prompt or ""
+            arguments |= {"true_cfg_scale": self.config.guidance_scale, "negative_prompt": negative}
+        return arguments | {"max_sequence_length": self.max_sequence_length}
 
 
 def _positions(height: int, width: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
@@ -55,19 +56,20 @@ class HyperSd(StableDiffusionXL):
         return {"unet": unet, "scheduler": self.scheduler}
 
     def snippet_loading(self) -> str:
-        base, student, file = self.config.checkpoint, self.config.network_checkpoint, self.config.network_file
+        base, student, name = self.config.checkpoint, self.config.network_checkpoint, self.config.network_file
+        hub = not Path(student).is_dir()
+        file = f"hf_hub_download({student!r}, {name!r})" if hub else repr(f"{student}/{name}")
         return f"""\
 import torch
 from diffusers import LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from huggingface_hub import hf_hub_download
-from safetensors.torch import load_file
+{"from huggingface_hub import hf_hub_download" + chr(10) if hub else ""}from safetensors.torch import load_file
 
 unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config("{base}", subfolder="unet"))
-unet.load_state_dict(load_file(hf_hub_download("{student}", "{file}")))
+unet.load_state_dict(load_file({file}))
 pipe = StableDiffusionXLPipeline.from_pretrained("{base}"{self.snippet_edition}, unet=unet)
 pipe.to(dtype=torch.{self.config.dtype})
 pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
 pipe.load_lora_weights(".")  # the folder of this file"""
 
-    def snippet_arguments(self) -> dict[str, Any]:
-        return super().snippet_arguments() | {"timesteps": [800]}
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
+        return super().snippet_arguments(steps) | {"timesteps": [800]}

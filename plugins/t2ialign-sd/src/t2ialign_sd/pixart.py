@@ -111,5 +111,5 @@ pipe = PixArtAlphaPipeline.from_pretrained(
 )
 pipe.to(dtype=torch.{self.config.dtype})"""
 
-    def snippet_arguments(self) -> dict[str, Any]:
-        return super().snippet_arguments() | {"timesteps": [400], "use_resolution_binning": False}
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
+        return super().snippet_arguments(steps) | {"timesteps": [400], "use_resolution_binning": False}

@@ -73,5 +73,5 @@ class StableDiffusion3(GuidedBackend):
             return_dict=False,
         )[0].float()
 
-    def snippet_arguments(self) -> dict[str, Any]:
-        return super().snippet_arguments() | {"max_sequence_length": self.config.max_sequence_length}
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
+        return super().snippet_arguments(steps) | {"max_sequence_length": self.config.max_sequence_length}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from t2ialign import Prediction, StepSampler
@@ -24,3 +26,6 @@ class Consistency(StepSampler):
         self, path: DiffusionPath, x: Tensor, prediction: Prediction, t: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
         return path.alpha(s) * prediction.x0, path.sigma(s)
+
+    def scheduler(self) -> tuple[str, dict[str, Any]]:
+        return "", {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,10 @@ class Ddim(StepSampler):
         if self.config.schedule == "native":
             return path.times(self.config.steps)
         return path.time(schedules.knots(self.config, path))
+
+    def scheduler(self) -> tuple[str, dict[str, Any]] | None:
+        native = self.config.schedule == "native" and self.config.eta == 0
+        return ("DDIMScheduler", {}) if native else None
 
     def transition(
         self, path: DiffusionPath, x: Tensor, prediction: Prediction, t: Tensor, s: Tensor

@@ -29,6 +29,8 @@ class DpmSolverPlusPlus2M(OdeSampler):
     With y = x / scale and a = alpha / scale: y' = (w / v) y + (a(w) - a(v) w / v) D.
     """
 
+    like = "DPMSolverMultistepScheduler"
+
     def integrate(self, ode: Ode, y: Tensor, knots: Tensor) -> Tensor:
         times = ode.path.time(knots)
         a = ode.path.alpha(times) / ode.path.scale(times)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,9 +64,18 @@ class Ode:
 
 
 class OdeSampler(Sampler):
-    """A solver of the probability-flow ODE; subclasses write ``integrate``."""
+    """A solver of the probability-flow ODE; subclasses write ``integrate``.
+
+    Attributes:
+        like: the scheduler of diffusers that takes the same steps on the checkpoint's own grid, if there is one.
+    """
 
     Config: ClassVar[type[SamplerConfig]] = OdeConfig
+    like: ClassVar[str] = ""
+
+    def scheduler(self) -> tuple[str, dict[str, Any]] | None:
+        native = self.config.schedule == "native" and not self.config.afs
+        return (self.like, {}) if self.like and native else None
 
     def sample(self, denoiser: Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         path = denoiser.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -17,3 +18,6 @@ class OneStep(Sampler):
 
     def sample(self, denoiser: Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         return denoiser(denoiser.path.prior(noise), denoiser.path.t_start).x0
+
+    def scheduler(self) -> tuple[str, dict[str, Any]]:
+        return "", {}

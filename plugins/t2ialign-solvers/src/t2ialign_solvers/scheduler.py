@@ -34,6 +34,9 @@ class DiffusersScheduler(Sampler):
             x = scheduler.step(output, timestep, x, return_dict=False, **arguments)[0]
         return x
 
+    def scheduler(self) -> tuple[str, dict[str, Any]]:
+        return self.config.scheduler, dict(self.config.options)
+
     def build(self, checkpoint: dict[str, Any] | None) -> Any:
         """The scheduler, set up as the checkpoint says and then as the spec says.
 

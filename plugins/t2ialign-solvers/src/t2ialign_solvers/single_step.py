@@ -13,6 +13,8 @@ from t2ialign_solvers.ode import Ode, OdeSampler
 class Euler(OdeSampler):
     """y + (w - v) d: first order, the same as DDIM with eta = 0 (arXiv 2010.02502)."""
 
+    like = "EulerDiscreteScheduler"
+
     def integrate(self, ode: Ode, y: Tensor, knots: Tensor) -> Tensor:
         for v, w in pairwise(knots):
             y = y + (w - v) * ode(y, v)
@@ -23,6 +25,7 @@ class Heun(OdeSampler):
     """The mean of the directions at both ends: second order (EDM, arXiv 2206.00364, algorithm 1)."""
 
     Config = TwoStageConfig
+    like = "HeunDiscreteScheduler"
 
     def integrate(self, ode: Ode, y: Tensor, knots: Tensor) -> Tensor:
         for v, w in pairwise(knots):

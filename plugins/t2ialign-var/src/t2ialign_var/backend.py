@@ -104,7 +104,7 @@ class VarBackend(Backend):
         labels = conditioning.tensors["class_id"].to(self.device)
         return self.vqvae.decode(sample_features(self.transformer, quantiser, labels, options.guidance_scale, choose))
 
-    def snippet(self) -> str:
+    def snippet(self, sampler: Sampler | None = None) -> str:
         config = self.config
         return f"""\
 # pip install t2ialign-var

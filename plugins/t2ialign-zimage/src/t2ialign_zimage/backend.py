@@ -124,5 +124,5 @@ transformer = ZImageTransformer2DModel.from_single_file(
 pipe = ZImagePipeline.from_pretrained({self.config.checkpoint!r}, transformer=transformer, dtype={dtype})
 pipe.load_lora_weights(".")  # the folder of this file"""
 
-    def snippet_arguments(self) -> dict[str, Any]:
-        return super().snippet_arguments() | {"max_sequence_length": self.config.max_sequence_length}
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
+        return super().snippet_arguments(steps) | {"max_sequence_length": self.config.max_sequence_length}
