@@ -107,7 +107,7 @@ load_lora_file(transformer, "{LORA_FILE}")  # of the folder of this file
 pipe = PixArtAlphaPipeline.from_pretrained(
     "{self.config.checkpoint}"{self.snippet_edition},
     transformer=transformer,
-    scheduler=DDPMScheduler.from_pretrained("{student}", subfolder="scheduler"),
+    scheduler=DDPMScheduler.from_pretrained("{student}", subfolder="scheduler", clip_sample=False),  # as in the run
 )
 pipe.to(dtype=torch.{self.config.dtype})"""
 
