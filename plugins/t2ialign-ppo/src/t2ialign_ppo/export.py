@@ -13,6 +13,7 @@ import torch
 from t2ialign import __version__, seeding
 from t2ialign.errors import ExportError
 from t2ialign.evaluation import evaluate
+from t2ialign.problem.export import without_folders
 from t2ialign.problem.problem import Problem
 from t2ialign.tensors.batching import image_tolerance
 from t2ialign_ppo.rollouts import rollout, sampler_of
@@ -100,7 +101,7 @@ def card(problem: Problem, table: SolverTable) -> str:
     ]
     lines = ["| " + " | ".join(row) + " |" for row in [_HEADER, ["---"] * len(_HEADER), *rows]]
     cost = evaluate.cost(problem, partial(rollout, problem, table), evaluate.items(problem))
-    return f"""# {problem.spec.name}
+    text = f"""# {problem.spec.name}
 
 A solver table for `{problem.backend.info.base_model}`: {table.steps} intervals, {table.points} parallel probes each,
 {cost["evaluations"]:g} network evaluations an image, in {cost["depth"]:g} calls one after the other.
@@ -120,6 +121,7 @@ direction factors that sum to 1.
 {json.dumps(table.info, indent=2)}
 ```
 """
+    return without_folders(problem, text)
 
 
 _HEADER = ["noise level", "positions", "weights", "direction factors", "noise-level factors", "lever"]

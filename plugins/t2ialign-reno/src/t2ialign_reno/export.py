@@ -14,6 +14,7 @@ from torch import Tensor
 from t2ialign.errors import ExportError
 from t2ialign.evaluation.comparison import table
 from t2ialign.evaluation.statistics import summarise
+from t2ialign.problem.export import without_folders
 from t2ialign.problem.problem import Problem
 from t2ialign.storage import files
 from t2ialign.tensors.batching import image_tolerance
@@ -121,7 +122,7 @@ def card(problem: Problem, delivered: Delivered, summary: dict) -> str:
     snippet = (
         f"\nThe first image from its saved noise, without t2ialign:\n\n```python\n{code.strip()}\n```\n" if code else ""
     )
-    return f"""# {spec.name}
+    text = f"""# {spec.name}
 
 {len(delivered):,} images of `{problem.backend.info.base_model}`, found by t2ialign's `{spec.optimizer.kind}` in
 {spec.run.steps} iterations per search. No weight was changed: an image is its prompt and its noise.
@@ -136,6 +137,7 @@ def card(problem: Problem, delivered: Delivered, summary: dict) -> str:
 Base is the first image, tuned the best one; held-out rewards (never optimised): {held_out}.
 
 {table(summary)}{snippet}"""
+    return without_folders(problem, text)
 
 
 def _link_folder(source: Path, target: Path) -> None:
