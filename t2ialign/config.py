@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -32,11 +32,7 @@ class Config(BaseModel):
     @classmethod
     def _tuples_from_lists(cls, value: object, info: ValidationInfo) -> object:
         """TOML has only lists."""
-        if not isinstance(value, list) or info.field_name is None:
-            return value
-        wanted = cls.model_fields[info.field_name].annotation
-        kinds = {get_origin(kind) or kind for kind in (wanted, *get_args(wanted))}
-        return tuple(value) if tuple in kinds and list not in kinds else value
+        return value if info.field_name is None else _with_tuples(cls.model_fields[info.field_name].annotation, value)
 
     def provides(self) -> set[str]:
         """Capability words that depend on the options, on top of the registered ones."""
@@ -53,6 +49,20 @@ class Config(BaseModel):
     def requires(self) -> Requirements:
         """Requirements that depend on the options, on top of the registered ones."""
         return {}
+
+
+def _with_tuples(kind: Any, value: object) -> object:
+    """``value`` with tuples in place of lists where the type ``kind`` has tuples, at any depth."""
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    if origin is dict and inner and isinstance(value, dict):
+        return {key: _with_tuples(inner[1], one) for key, one in value.items()}
+    if not isinstance(value, list):
+        return value
+    if origin in (list, tuple):
+        kinds = [one for one in inner if one is not Ellipsis] or [Any]
+        return origin(_with_tuples(kinds[min(i, len(kinds) - 1)], one) for i, one in enumerate(value))
+    fitting = [one for one in inner if (get_origin(one) or one) in (list, tuple)]  # of a union, or below Annotated
+    return _with_tuples(fitting[0], value) if fitting else value
 
 
 class LoraConfig(Config):

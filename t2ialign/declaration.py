@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -85,16 +86,39 @@ class Declaration:
         if not isinstance(self.target, str):
             return ""
         module, _, name = self.target.partition(":")
+        where = f"target '{self.target}'"
         try:
-            spec = importlib.util.find_spec(module)
+            spec = importlib.util.find_spec(module)  # imports the packages above it
         except ModuleNotFoundError:
             spec = None
+        except Exception as error:
+            return f"{where}: {type(error).__name__}: {error}"
         if spec is None:
-            return f"target '{self.target}': there is no module '{module}'"
+            return f"{where}: there is no module '{module}'"
         source = Path(spec.origin) if spec.origin else None
-        if source and source.suffix == ".py" and not re.search(rf"\b{name}\b", source.read_text(encoding="utf-8")):
-            return f"target '{self.target}': the module has no '{name}'"
-        return ""
+        if not (source and source.suffix == ".py"):
+            return ""
+        text = source.read_bytes()
+        if re.search(rb"^class %b\b" % name.encode(), text, re.MULTILINE):  # the usual case, without parsing
+            return ""
+        try:
+            names = _bound(ast.parse(text))
+        except SyntaxError as error:
+            return f"{where}: line {error.lineno} of the module is no Python"
+        return "" if names & {name, "*", "__getattr__"} else f"{where}: the module has no '{name}'"
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    """Every name that a module's code binds, also below ``if`` and ``try``."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names.add(node.asname or node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
 
 
 def wrong_class(role: str, target: Any) -> str:
@@ -127,8 +151,8 @@ def declare(
     if not (isinstance(kind, str) and KIND.fullmatch(kind)):
         raise TypeError(f"{role}: kind {kind!r} must be a word of lower-case letters, digits and hyphens")
     where = f"{role} '{kind}'"
-    words = _words(f"{where}: provides", provides)
-    needs = _requirements(where, requires or {})
+    words = checked_words(f"{where}: provides", provides)
+    needs = checked_requirements(where, requires or {})
     if isinstance(target, str):
         if not TARGET.fullmatch(target):
             raise TypeError(f"{where}: target '{target}' must be a class or 'package.module:Class'")
@@ -149,18 +173,28 @@ def declare(
     return Declaration(role, kind, target, config, summary, frozenset(words), needs, distribution, version)
 
 
-def _words(where: str, words: Iterable[str]) -> set[str]:
-    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+def checked_words(where: str, words: Any) -> set[str]:
+    """Capability words as a set.
+
+    Raises:
+        TypeError: they are something else.
+    """
+    found: list[Any] = list(words) if isinstance(words, Iterable) and not isinstance(words, str) else [None]
+    if not all(isinstance(word, str) for word in found):
         raise TypeError(f"{where} must be a set of words, not {words!r}")
-    return set(words)
+    return set(found)
 
 
-def _requirements(where: str, requires: Mapping[str, Iterable[str]]) -> Requirements:
+def checked_requirements(where: str, requires: Mapping[str, Iterable[str]]) -> Requirements:
+    """
+    Raises:
+        TypeError: no mapping from roles to words.
+    """
     if not isinstance(requires, Mapping):
         raise TypeError(f'{where}: requires must be like {{"backend": {{"lora"}}}}, not {requires!r}')
     if unknown := requires.keys() - set(ROLES):
         raise TypeError(f"{where}: requires names '{min(unknown)}'; roles are {', '.join(ROLES)}")
-    return {other: _words(f"{where}: requires['{other}']", words) for other, words in requires.items()}
+    return {other: checked_words(f"{where}: requires['{other}']", words) for other, words in requires.items()}
 
 
 def _checked_options(where: str, role: str, config: Any) -> type[BaseConfig]:
@@ -174,7 +208,7 @@ def _checked_options(where: str, role: str, config: Any) -> type[BaseConfig]:
         raise TypeError(f"{where}: its options must subclass {base}")
     core = next(kind for kind in config.__mro__ if kind.__module__.partition(".")[0] == "t2ialign")
     inherited = core.model_fields.keys() if issubclass(core, BaseConfig) else set()
-    taken = {"kind", *dir(BaseConfig), *(RewardMixConfig.model_fields if role == "reward" else ())}
+    taken = {"kind", *dir(core), *(RewardMixConfig.model_fields if role == "reward" else ())}
     if clash := sorted(taken & (config.model_fields.keys() - inherited)):
         raise TypeError(f"{where}: the option name '{clash[0]}' is taken; choose another")
     try:

@@ -79,9 +79,14 @@ class PartError(T2IAlignError):
 
 @contextmanager
 def blaming(who: str) -> Iterator[None]:
-    """Remember whose code an exception comes from, the innermost one first; see ``culprit``. Its type stays."""
+    """Remember whose code an exception comes from, the innermost one first; see ``culprit``. Its type stays, but
+    that of SystemExit, which would end a command as if all were well."""
     try:
         yield
+    except SystemExit as error:
+        failure = RuntimeError(f"it exited (SystemExit: {error.code})")
+        failure.t2ialign_culprit = who  # type: ignore[attr-defined]
+        raise failure from error
     except Exception as error:
         if culprit(error) is None:
             error.t2ialign_culprit = who  # type: ignore[attr-defined]

@@ -15,6 +15,9 @@ from t2ialign.plugins import Registry
 from t2ialign.spec import parse as specs
 from t2ialign.spec.model import Spec
 
+#: Seconds of import from which a plugin is named.
+SLOW = 1.0
+
 
 def validate(spec: SpecFile, overrides: Overrides = None) -> None:
     """Check a spec without loading weights, and print what it would do."""
@@ -121,9 +124,10 @@ def plugins(
     for line in troubles:
         console.print(line, markup=False, soft_wrap=True)
     for status in found.plugins:
-        if status.imports_torch:
+        if status.imports_torch or status.seconds > SLOW:
             console.print(
-                f"slow: {status.name} imports torch ({status.seconds:.1f} s); keep it out of the entry point's module",
+                f"slow: {status.name} takes {status.seconds:.1f} s to import{' torch' * status.imports_torch};"
+                " a lazy target 'package.module:Class' leaves heavy imports to the runs that need them",
                 markup=False,
                 soft_wrap=True,
             )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from t2ialign.config import BackendConfig
 from t2ialign.declaration import Part
-from t2ialign.errors import PartError, blaming
+from t2ialign.errors import blaming
+from t2ialign.parts.sampler import checked_latents
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,10 +103,7 @@ class Backend(Part, ABC):
         noise = self.noise(seeds) if noise is None else noise
         denoiser = self.denoiser(conditioning)
         with blaming(sampler.label):
-            latents = sampler.sample(denoiser, noise, seeds)
-            if getattr(latents, "shape", None) != noise.shape:
-                shape = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
-                raise PartError(f"{sampler.label} returned {shape}, must be latents of shape {tuple(noise.shape)}")
+            latents = checked_latents(sampler, sampler.sample(denoiser, noise, seeds), noise)
         return self.decode(latents)
 
     def load_lora(self, path: str | Path, name: str = "default") -> None:

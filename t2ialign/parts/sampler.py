@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from t2ialign.config import SamplerConfig
 from t2ialign.declaration import Part
+from t2ialign.errors import PartError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,8 @@ class Sampler(Part, ABC):
 
     role = "sampler"
     Config: ClassVar[type[SamplerConfig]] = SamplerConfig
+    #: Whether its latents were found finite once.
+    looked_at = False
 
     @abstractmethod
     def sample(self, denoiser: Denoiser, noise: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
@@ -59,6 +62,25 @@ class Transition(NamedTuple):
     mean: Tensor
     std: Tensor
     next: Tensor
+
+
+def checked_latents(sampler: Sampler, latents: Tensor, noise: Tensor) -> Tensor:
+    """What a sampler returned, as it is. Values are looked at once per sampler, since that makes a device wait.
+
+    Raises:
+        PartError: they are no latents of the noise's shape, or not finite.
+    """
+    if getattr(latents, "shape", None) != noise.shape:
+        shape = tuple(latents.shape) if hasattr(latents, "shape") else type(latents).__name__
+        raise PartError(f"{sampler.label} returned {shape}, must be latents of shape {tuple(noise.shape)}")
+    if not latents.is_floating_point():
+        raise PartError(f"{sampler.label} returned {latents.dtype}, must be floating-point latents")
+    if not sampler.looked_at and not bool(latents.isfinite().all()):
+        raise PartError(
+            f"{sampler.label} returned latents that are not finite; if the backend's denoiser is why, try a wider dtype"
+        )
+    sampler.looked_at = True
+    return latents
 
 
 class StepSampler(Sampler):

@@ -192,12 +192,16 @@ def assemble(
     """
     device = distributed.device(spec.run.device)
     report(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
+    for part in (spec.backend, spec.sampler, spec.optimizer, *spec.rewards):
+        if part:
+            part.declaration.load()  # a wrong class is told before the model takes its minutes
     backend: Backend = spec.backend.build(device)
     sampler = load_sampler(spec.sampler, device) if spec.sampler else None
     training: list[str] = list(spec.training_prompts())
     texts = list(dict.fromkeys([*training, *spec.evaluation_prompts(), *spec.optimizer_config.further_prompts(spec)]))
     report(f"encoding {len(texts)} prompts")
-    encoded = backend.encode(texts)  # together: text encoders load once, before the network
+    with blaming(backend.label):
+        encoded = backend.encode(texts)  # together: text encoders load once, before the network
     problem = Problem(
         spec,
         backend,

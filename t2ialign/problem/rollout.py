@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from t2ialign.errors import blaming
 from t2ialign.parts.backend import Backend
-from t2ialign.parts.sampler import Sampler, StepSampler
+from t2ialign.parts.sampler import Sampler, StepSampler, checked_latents
+from t2ialign.problem import checks
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.gaussian import log_prob
 
@@ -41,19 +43,28 @@ def draw(
     """
     if sampler is None:
         raise ValueError("a rollout needs a sampler")
-    denoiser, noise = backend.denoiser(conditioning), backend.noise(seeds)
+    with blaming(backend.label):
+        denoiser, noise = backend.denoiser(conditioning), backend.noise(seeds)
     if not trajectory:
-        latents = sampler.sample(denoiser, noise, seeds)
-        return Rollout(latents, backend.decode(latents))
+        with blaming(sampler.label):
+            latents = checked_latents(sampler, sampler.sample(denoiser, noise, seeds), noise)
+        return Rollout(latents, _decoded(backend, latents))
     if not isinstance(sampler, StepSampler):
         raise ValueError(f"{type(sampler).__name__} has no transitions: it is no StepSampler")
     states, log_probs = [], []
-    for step in sampler.walk(denoiser, noise, seeds):
-        states.append(step.x)
-        noisy = bool((step.std > 0).any())
-        log_probs.append(log_prob(step.next, step.mean, step.std) if noisy else step.x.new_zeros(len(step.x)))
-    latents = step.next
-    return Rollout(latents, backend.decode(latents), torch.stack([*states, latents], 1), torch.stack(log_probs, 1))
+    with blaming(sampler.label):
+        for step in sampler.walk(denoiser, noise, seeds):
+            states.append(step.x)
+            noisy = bool((step.std > 0).any())
+            log_probs.append(log_prob(step.next, step.mean, step.std) if noisy else step.x.new_zeros(len(step.x)))
+        latents = checked_latents(sampler, step.next, noise)
+    return Rollout(latents, _decoded(backend, latents), torch.stack([*states, latents], 1), torch.stack(log_probs, 1))
+
+
+def _decoded(backend: Backend, latents: Tensor) -> Tensor:
+    with blaming(backend.label):
+        images = backend.decode(latents)
+    return checks.images(backend, images, len(latents))
 
 
 def joined(parts: Sequence[Rollout]) -> Rollout:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from t2ialign.problem.optimizer import Optimizer
 from t2ialign.problem.problem import Problem
 from t2ialign.report import page as report
 from t2ialign.run.display import Display
+from t2ialign.run.failures import keep_tracebacks, told
 from t2ialign.spec.model import Chosen
 from t2ialign.storage import files
 from t2ialign.storage.run_directory import RunDir
 
-log = logging.getLogger(__name__)
 UNCHECKED = "UNCHECKED.txt"
 
 
@@ -39,9 +38,7 @@ def finish(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display
             action()
         except Exception as error:  # raised again once the other stages are done
             failures[stage] = error
-            display.say(f"{stage} failed: {error}")
-            if not isinstance(error, T2IAlignError):
-                log.exception("%s failed", stage)
+            display.say(f"{stage} failed: {told(error)}")
         return stage not in failures
 
     display.say("writing the export")
@@ -52,8 +49,9 @@ def finish(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display
     attempt("report", lambda: report.write(run))
     if failures:
         lines = [f"the run is done, but not all of its end: {run.path}"]
-        lines += [f"  {stage}: {error or type(error).__name__}" for stage, error in failures.items()]
-        raise Unfinished("\n".join(lines)) from next(iter(failures.values()))
+        lines += [f"  {stage}: {told(error)}" for stage, error in failures.items()]
+        causes = list(failures.values())
+        raise Unfinished("\n".join(lines) + keep_tracebacks(run.path, causes)) from causes[0]
 
 
 def write_export(optimizer: Optimizer, folder: Path) -> None:

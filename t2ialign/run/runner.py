@@ -5,24 +5,24 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from t2ialign.errors import PartError, RewardError, T2IAlignError, UsageError, blaming, culprit
+from t2ialign.errors import RewardError, T2IAlignError, UsageError, blaming
 from t2ialign.evaluation.evaluate import items, score, summary_of
 from t2ialign.problem.checks import batch_independence, first_images
 from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
 from t2ialign.problem.problem import Problem, assemble
 from t2ialign.run import checks
 from t2ialign.run.display import Display
+from t2ialign.run.failures import explained
 from t2ialign.run.finish import finish
 from t2ialign.spec import checkpoints
 from t2ialign.spec.model import Spec
-from t2ialign.storage import files, images
+from t2ialign.storage import images
 from t2ialign.storage.run_directory import RunDir
 from t2ialign.tensors import distributed
 
@@ -77,15 +77,17 @@ def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | No
     display = display or Display(quiet=not world.is_main)
     display.say(f"run directory: {run.path}")
     checkpoints.commits.update(run.revisions())
-    problem = assemble(spec, world, display.say, run.output)
-    optimizer = load_optimizer(problem)
+    with explained(run.path, "while loading"):
+        problem = assemble(spec, world, display.say, run.output)
+        optimizer = load_optimizer(problem)
     if world.is_main:
         run.record_revisions(checkpoints.commits)
     saved = run.load_checkpoint()
     first = 0
     if saved is not None:
         first, state = saved
-        optimizer.load_state(state)
+        with explained(run.path, "while loading"), blaming(optimizer.label):
+            optimizer.load_state(state)
         display.say(f"resuming after step {first}")
     if world.is_main:
         run.rewind(first)
@@ -108,18 +110,21 @@ class _Loop:
 
     def run(self, first: int) -> None:
         if first == 0:
-            checks.state(self.optimizer)
-        if self.main and first == 0:
-            self._grid(0)
+            with explained(self.run_dir.path, "before step 1"):
+                with blaming(self.optimizer.label):
+                    checks.state(self.optimizer)
+                if self.main:
+                    self._grid(0)
         trend = _Trend(self.problem.rewards.names)
         with _stop_requests() as stop, self.display.bar("step", self.plan.steps, first) as bar:
             for index in range(first, self.plan.steps):
                 started = time.monotonic()
-                with self._explained(index):
+                with explained(self.run_dir.path, f"at step {index + 1}"), blaming(self.optimizer.label):
                     result = checks.result(self.optimizer, self.optimizer.step(index), index)
                     self.optimizer.after_step(index)
                 seconds = time.monotonic() - started
-                self._after(index + 1, result, seconds)
+                with explained(self.run_dir.path, f"after step {index + 1}"):
+                    self._after(index + 1, result, seconds)
                 bar.advance(
                     note=trend.note(result.metrics, self.plan.images_per_step / seconds, _memory(self.problem.device))
                 )
@@ -129,21 +134,6 @@ class _Loop:
                         f"stopped after step {index + 1}; continue with: t2ialign resume {self.run_dir.path}"
                     )
         self._finish()
-
-    @contextmanager
-    def _explained(self, index: int) -> Iterator[None]:
-        """An exception out of a part becomes one line that names it; the traceback goes into the run directory."""
-        try:
-            with blaming(self.optimizer.label):
-                yield
-        except T2IAlignError:
-            raise
-        except Exception as error:
-            files.write_text(self.run_dir.path / "traceback.txt", "".join(traceback.format_exception(error)))
-            raise PartError(
-                f"{culprit(error)} failed at step {index + 1}: {type(error).__name__}: {error}\nThe traceback is in"
-                f" {self.run_dir.path / 'traceback.txt'}; checkpoints are safe: t2ialign resume {self.run_dir.path}"
-            ) from error
 
     def _after(self, done: int, result: StepResult, seconds: float) -> None:
         """Bookkeeping after ``done`` steps. Metrics are written before the checkpoint that covers them."""
@@ -167,13 +157,16 @@ class _Loop:
     def _checkpoint(self, done: int) -> None:
         if self.main:
             self.run_dir.record_revisions(checkpoints.commits)  # some load with the first image
-            self.run_dir.save_checkpoint(done, self.optimizer.state(), self.spec.run.keep_checkpoints)
+            with blaming(self.optimizer.label):
+                state = self.optimizer.state()
+            self.run_dir.save_checkpoint(done, state, self.spec.run.keep_checkpoints)
         self.problem.world.barrier()
 
     def _held_out(self) -> dict[str, float]:
         """Mean of every reward on the evaluation prompts, as the run delivers images now."""
         wanted = items(self.problem)
-        scores = score(self.problem, {"tuned": self.optimizer.generate}, wanted)
+        with blaming(self.optimizer.label):
+            scores = score(self.problem, {"tuned": self.optimizer.generate}, wanted)
         means = summary_of(self.problem, scores, wanted)["variants"]["tuned"]
         return {f"evaluation/{name}": value["mean"] for name, value in means.items()}
 
@@ -184,7 +177,8 @@ class _Loop:
         spread = torch.linspace(0, count - 1, min(self.spec.samples.count, count)).long()
         rows = (spread * self.spec.evaluation.images_per_prompt).tolist()
         prompts, seeds = [wanted.prompts[row] for row in rows], [wanted.seeds[row] for row in rows]
-        pictures = self.optimizer.generate(self.problem.encode(prompts), seeds)
+        with blaming(self.optimizer.label):
+            pictures = self.optimizer.generate(self.problem.encode(prompts), seeds)
         if done == 0:
             first_images(self.problem.backend, pictures)
             batch_independence(self.problem.rewards, pictures[:2], prompts[:2])

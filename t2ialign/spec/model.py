@@ -26,8 +26,8 @@ from t2ialign.config import (
     SamplerConfig,
     SamplesConfig,
 )
-from t2ialign.declaration import Declaration
-from t2ialign.errors import UsageError, blaming, nearest
+from t2ialign.declaration import Declaration, checked_requirements, checked_words
+from t2ialign.errors import PartError, UsageError, blaming, nearest
 from t2ialign.spec import checkpoints
 from t2ialign.spec.prompts import HUB, Prompt, from_hub, in_folder, read
 
@@ -96,6 +96,16 @@ class Chosen:
 
     declaration: Declaration
     config: Config
+
+    def __post_init__(self) -> None:
+        label = self.declaration.label
+        with blaming(label):
+            words, needs = self.config.provides(), self.config.requires()
+        try:
+            checked_words("provides() of its options", words)
+            checked_requirements("requires() of its options", needs)
+        except TypeError as error:
+            raise PartError(f"{label}: {error}") from error
 
     @property
     def kind(self) -> str:

@@ -21,7 +21,7 @@ from t2ialign.config import (
     SamplesConfig,
 )
 from t2ialign.declaration import Declaration
-from t2ialign.errors import SpecError, SpecProblem, UsageError, nearest
+from t2ialign.errors import SpecError, SpecProblem, UsageError, blaming, nearest
 from t2ialign.plugins import Registry, registry
 from t2ialign.spec import checkpoints, prompts, toml
 from t2ialign.spec.capabilities import capability_problems
@@ -138,7 +138,8 @@ class _Parser:
             export,
         )
         try:
-            spec.optimizer_config.plan(spec)
+            with blaming(optimizer.declaration.label):
+                spec.optimizer_config.plan(spec)
         except UsageError as error:
             raise SpecError(self.source, [SpecProblem("optimizer.kind", show(optimizer.kind), str(error))]) from error
         return spec
