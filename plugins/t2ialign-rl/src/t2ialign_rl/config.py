@@ -12,20 +12,38 @@ if TYPE_CHECKING:
     from t2ialign.spec.model import Spec
 
 
-class ForwardConfig(LoraOptimizerConfig):
-    """What the forward-process methods share. ``prompts.images_per_prompt`` is the size of a group."""
+class OnlineConfig(LoraOptimizerConfig):
+    """What all methods share. ``prompts.images_per_prompt`` is the size of a group."""
 
     learning_rate: float = Field(3e-4, gt=0, description="AdamW's")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this L2 norm")
     updates: int = Field(1, ge=1, description="solver steps per step, each on a part of its images")
-    grid: int = Field(10, ge=1, description="steps of the model's time grid, from which learnt times are taken")
-    times: int = Field(4, ge=1, description="times at which each image is learnt from, without repetition")
-    timestep_fraction: float = Field(0.99, gt=0, le=1, description="part of the grid that is used, from the noisy end")
     advantage_std: Literal["batch", "prompt"] = Field(
         "batch", description="advantages are divided by the deviation of all rewards of a step, or of their prompt's"
     )
     advantage_clip: float = Field(5.0, gt=0, description="largest advantage")
+
+    def requires(self) -> Requirements:
+        needs = super().requires()
+        needs.setdefault("backend", set()).update({"denoiser", "differentiable"})
+        return needs
+
+    def plan(self, spec: Spec) -> Plan:
+        if spec.prompts.images_per_prompt < 2:
+            raise UsageError("prompts.images_per_prompt must be 2 or more: images of one prompt are compared")
+        images = spec.prompts.per_step * spec.prompts.images_per_prompt
+        if self.updates > images:
+            raise UsageError(f"optimizer.updates = {self.updates}: a step has {images} images to share among them")
+        return Plan(spec.run.steps, images, {"solver steps": f"{self.updates} a step"})
+
+
+class ForwardConfig(OnlineConfig):
+    """What the forward-process methods share."""
+
+    grid: int = Field(10, ge=1, description="steps of the model's time grid, from which learnt times are taken")
+    times: int = Field(4, ge=1, description="times at which each image is learnt from, without repetition")
+    timestep_fraction: float = Field(0.99, gt=0, le=1, description="part of the grid that is used, from the noisy end")
     kl: float = Field(1e-4, ge=0, description="weight of the squared distance to the base model's direction")
 
     @model_validator(mode="after")
@@ -39,19 +57,6 @@ class ForwardConfig(LoraOptimizerConfig):
     def first(self) -> int:
         """Noisiest times of the grid that are left out."""
         return 0
-
-    def requires(self) -> Requirements:
-        needs = super().requires()
-        needs.setdefault("backend", set()).update({"denoiser", "differentiable"})
-        return needs
-
-    def plan(self, spec: Spec) -> Plan:
-        if spec.prompts.images_per_prompt < 2:
-            raise UsageError("prompts.images_per_prompt must be 2 or more: images of one prompt are compared")
-        images = spec.prompts.per_step * spec.prompts.images_per_prompt
-        if self.updates > images:
-            raise UsageError(f"optimizer.updates = {self.updates}: a step has {images} images to share among them")
-        return Plan(spec.run.steps, images, {"learnt": f"{images} images x {self.times} times a step"})
 
 
 class NftConfig(ForwardConfig):
@@ -84,3 +89,20 @@ class AwmConfig(ForwardConfig):
     @property
     def first(self) -> int:
         return 1
+
+
+class FlowGrpoConfig(OnlineConfig):
+    """``kind = "flow-grpo"``."""
+
+    clip: float = Field(1e-4, gt=0, description="ratios count only within 1 +- clip; they are of mean log-densities")
+    timestep_fraction: float = Field(0.99, gt=0, le=1, description="part of the steps that is learnt from, noisy first")
+    kl: float = Field(0.0, ge=0, description="weight of the KL divergence to the base model")
+    kl_form: Literal["published", "exact"] = Field(
+        "published",
+        description="published: the exact divergence times the length of the step, as recipes weigh it",
+    )
+
+    def requires(self) -> Requirements:
+        needs = super().requires()
+        needs["sampler"] = {"stochastic"}
+        return needs

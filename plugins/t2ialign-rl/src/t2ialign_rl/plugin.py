@@ -2,7 +2,7 @@
 
 from t2ialign import hookimpl
 from t2ialign.hookspecs import Register
-from t2ialign_rl.config import AwmConfig, NftConfig
+from t2ialign_rl.config import AwmConfig, FlowGrpoConfig, NftConfig
 
 
 @hookimpl
@@ -18,4 +18,10 @@ def t2ialign_optimizers(register: Register) -> None:
         "t2ialign_rl.optimizer:Awm",
         config=AwmConfig,
         summary="advantage weighted matching: the denoising loss stands for the log-likelihood; any sampler",
+    )
+    register(
+        "flow-grpo",
+        "t2ialign_rl.flow_grpo:FlowGrpo",
+        config=FlowGrpoConfig,
+        summary="PPO on the denoising steps of a stochastic sampler, with advantages per prompt",
     )

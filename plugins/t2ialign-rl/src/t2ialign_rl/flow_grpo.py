@@ -1,0 +1,69 @@
+"""Flow-GRPO as an optimizer of a LoRA; its equations are in ``grpo.py``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from t2ialign import StepResult, StepSampler, UsageError
+from t2ialign.problem.problem import Problem
+from t2ialign.problem.transitions import Buffer, Policy, noise_levels
+from t2ialign.tensors.gaussian import log_prob
+from t2ialign_rl.advantages import advantages, clipped_loss
+from t2ialign_rl.config import FlowGrpoConfig
+from t2ialign_rl.forward import flow_time
+from t2ialign_rl.grpo import kl
+from t2ialign_rl.loop import Online
+
+
+class FlowGrpo(Online):
+    """The present policy draws trajectories; the loss is on their steps."""
+
+    Config = FlowGrpoConfig
+    losses_reported = ["policy", "kl", "ratio", "ratio_error"]  # noqa: RUF012
+
+    def setup(self, problem: Problem) -> None:
+        """
+        Raises:
+            UsageError: the sampler's steps are no Gaussian transitions.
+        """
+        super().setup(problem)
+        if not isinstance(problem.sampler, StepSampler):
+            raise UsageError("optimizer.kind = 'flow-grpo' needs a sampler of Gaussian steps, for example 'flow-sde'")
+        self.sampler = problem.sampler
+
+    def step(self, index: int) -> StepResult:
+        problem, config, batch = self.problem, self.config, self.problem.draw(index)
+        size = problem.micro_batch
+        drawn = self.rollout(batch, trajectory=True)
+        assert drawn.trajectory is not None and drawn.log_probs is not None  # noqa: PT018
+        rewards = problem.rewards.combine(drawn.scores, batch.prompt_index)
+        better = advantages(rewards, batch.prompt_index, config.advantage_std)
+        better = better.clamp(-config.advantage_clip, config.advantage_clip)
+
+        denoiser = problem.backend.denoiser(batch.conditioning)
+        times = self.sampler.times(denoiser.path).to(drawn.trajectory.device)
+        last = max(1, int((len(times) - 1) * config.timestep_fraction))
+        steps = noise_levels(self.sampler, denoiser.path, times)[:last].nonzero().flatten()
+        policy = Policy(denoiser, self.sampler, Buffer.of(drawn.trajectory, drawn.trajectory[:, 1:], steps))
+        buffer, lengths = policy.buffer, -flow_time(denoiser.path, times).diff()
+        before = drawn.log_probs[:, steps].flatten()
+        every = torch.arange(len(buffer), device=before.device)
+        if problem.micro_batch != size:  # kernels may depend on the batch, and a ratio sees that
+            before = log_prob(buffer.target, *policy.transition(every, problem.retrying(policy.cached)))
+        reference = None
+        if config.kl:
+            with problem.adapter.disabled():
+                reference = policy.transition(every, problem.retrying(policy.cached))[0]
+
+        def losses(rows: Tensor) -> dict[str, Tensor]:
+            mean, std = policy.transition(rows, policy.predict(rows))
+            ratio = torch.exp(log_prob(buffer.target[rows], mean, std) - before[rows])
+            loss = clipped_loss(better[buffer.trajectory[rows]].to(ratio), ratio, config.clip)
+            distance = torch.zeros_like(loss)
+            if reference is not None:
+                distance = kl(mean, reference[rows], std, lengths[buffer.step[rows]], config.kl_form)
+            total = loss + config.kl * distance
+            return {"total": total, "policy": loss, "kl": distance, "ratio": ratio, "ratio_error": (ratio - 1).abs()}
+
+        return self.result(drawn, self.update(index, rewards.isfinite(), len(steps), losses))
