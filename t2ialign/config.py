@@ -173,6 +173,12 @@ class RunConfig(Config):
     micro_batch: int = Field(64, ge=1, description="images per forward pass; changes memory and speed, never results")
     checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="what the run delivers: its last step, or the one with the highest first held-out reward in the"
+        " evaluations along the run",
+    )
+    stop_on_drift: bool = Field(False, description="end the run, export and evaluation included, at the first alarm")
     nonfinite: Literal["stop", "drop"] = Field(
         "stop", description="a NaN or infinite score stops the run, or only that sample is left out"
     )
@@ -194,7 +200,18 @@ class PromptsConfig(Config):
 class EvaluationConfig(Config):
     """``[evaluation]``: base against tuned on shared seeds."""
 
-    every: int = Field(0, ge=0, description="steps between evaluations; 0 evaluates only at the end")
+    every: int | None = Field(
+        None,
+        ge=0,
+        description="steps between evaluations along the run, which then take all evaluation prompts; default: a few"
+        " prompts, as often as 5 % of the run's images allow; 0: only at the end",
+    )
+    drift_threshold: float = Field(
+        3.0,
+        gt=0,
+        description="the alarm is raised when a held-out reward falls, or the images degenerate, by more paired"
+        " standard errors than this while the optimised reward rises",
+    )
     prompts: Annotated[str | None, PROMPT_FILE] = Field(
         None, description="held-out prompt file; default: the training prompts"
     )

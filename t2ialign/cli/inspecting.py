@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from t2ialign import plugins as registry_module
 from t2ialign.cli.running import Overrides, SpecFile
+from t2ialign.evaluation.schedule import schedule
 from t2ialign.plugins import Registry
 from t2ialign.spec import parse as specs
 from t2ialign.spec.model import Spec
@@ -38,6 +39,8 @@ def validate(spec: SpecFile, overrides: Overrides = None) -> None:
         "network evaluations": f"{images * evaluations:,}",
         **plan.notes,
     }
+    along = schedule(parsed, plan)
+    lines["evaluations on the way"] = along.words(plan) if along else "none"
     if parsed.uses_lora:
         lines["parameters in the LoRA"] = _lora_parameters(parsed)
     typer.echo(f"{spec} is valid")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from t2ialign.evaluation.comparison import table
 from t2ialign.evaluation.counting import counting
+from t2ialign.evaluation.drift import alarms
 from t2ialign.evaluation.image_statistics import STATISTICS, image_statistics
 from t2ialign.evaluation.statistics import category_of, compare, summarise
 from t2ialign.problem.optimizer import Optimizer
@@ -69,6 +70,7 @@ def score(
     wanted: Items,
     folder: Path | None = None,
     tick: Callable[[int], None] = lambda n: None,
+    kept: dict[tuple[int, ...], dict[str, Tensor]] | None = None,
 ) -> dict[str, Scores]:
     """Generate and score all items in micro-batches, every variant on the same ones.
 
@@ -76,6 +78,7 @@ def score(
         variants: name -> how it draws images.
         folder: where to write the images as PNG, a folder per variant, if anywhere.
         tick: called with the number of images done since the last call.
+        kept: reference images by their seeds, for the next call on the same items.
 
     Returns:
         variant -> reward, and image statistic as "image/..." -> raw scores (images,), on the CPU.
@@ -90,7 +93,9 @@ def score(
         part = conditioning[[row_of[prompt] for prompt in prompts]]
         # One row serves a text that stands twice; each keeps what its own line knows.
         texts = [Prompt(text, data_of(own)) for text, own in zip(part.prompts, prompts, strict=True)]
-        references = problem.references(part, seeds)
+        references = (kept or {}).get(tuple(seeds)) or problem.references(part, seeds)
+        if kept is not None:
+            kept[tuple(seeds)] = references
         for name, generate in variants.items():
             batch = generate(part, seeds)
             # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
@@ -109,6 +114,16 @@ def score(
     }
 
 
+def base_of(problem: Problem) -> Generate:
+    """How the frozen base model draws."""
+
+    def base(conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        with problem.base():
+            return problem.generate(conditioning, seeds)
+
+    return base
+
+
 def summary_of(problem: Problem, scores: Mapping[str, Scores], wanted: Items) -> dict[str, Any]:
     """``summary.json`` of some scored items: the rewards, and under "image_statistics" what the images look like."""
     values = {v: {name: column.tolist() for name, column in columns.items()} for v, columns in scores.items()}
@@ -117,7 +132,13 @@ def summary_of(problem: Problem, scores: Mapping[str, Scores], wanted: Items) ->
     categories = [category_of(prompt) for prompt in wanted.prompts]
     summary = summarise(values, wanted.prompts, rewards.reported, held_out, categories)
     looks = compare(values, wanted.prompts, STATISTICS)
-    return summary | {"image_statistics": {key: looks[key] for key in ("variants", "paired")}}
+    summary["image_statistics"] = {key: looks[key] for key in ("variants", "paired")}
+    if "tuned" in summary["paired"]:
+        found = alarms(summary, problem.spec.evaluation.drift_threshold)
+        summary["drift"] = [
+            {"name": alarm.name, "difference": alarm.difference, "words": alarm.words} for alarm in found
+        ]
+    return summary
 
 
 def _save(batch: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path, first: int) -> None:
@@ -149,11 +170,7 @@ def evaluate(
     """
     wanted = items(problem)
 
-    def base(conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
-        with problem.base():
-            return problem.generate(conditioning, seeds)
-
-    variants: dict[str, Generate] = {"base": base, "tuned": optimizer.generate}
+    variants: dict[str, Generate] = {"base": base_of(problem), "tuned": optimizer.generate}
     variants |= {name: other.generate for name, other in (samplers or {}).items()}
     with files.new_folder(folder) as new:
         target = new if problem.spec.evaluation.save_images else None

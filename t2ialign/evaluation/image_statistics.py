@@ -5,20 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from t2ialign.evaluation.drift import DEGENERATE
+
 DARK, BRIGHT = 0.05, 0.95
 BINS = 64
 SMALL = 32  # side to which images are shrunk before they are compared
 
-#: Statistic -> the direction in which images degenerate: burnt out, crushed, garish, flat, empty, all alike.
-STATISTICS = {
-    "image/dark": 1,
-    "image/bright": 1,
-    "image/saturation": 1,
-    "image/contrast": -1,
-    "image/edges": -1,
-    "image/entropy": -1,
-    "image/distance": -1,
-}
+STATISTICS = tuple(DEGENERATE)
 
 
 @torch.no_grad()

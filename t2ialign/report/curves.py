@@ -54,7 +54,8 @@ class Curve:
 def grouped(
     metrics: Sequence[Mapping[str, Any]], timing: Sequence[Mapping[str, Any]], bases: Mapping[str, float]
 ) -> dict[str, list[Curve]]:
-    """A curve of every logged name, by the part before its "/"; rewards first, then evaluations, speed last.
+    """A curve of every logged name, by the part before its "/"; evaluations first, since their prompts and seeds
+    stay the same, then training rewards, which are over other prompts at every step; speed last.
 
     Names without a group, or alone in theirs, come together as "other".
 
@@ -63,8 +64,10 @@ def grouped(
         timing: the lines of timing.jsonl.
         bases: what the base model gives, by metric.
     """
-    groups: dict[str, list[Curve]] = {"reward": [], "evaluation": []}
+    groups: dict[str, list[Curve]] = {"evaluation": [], "reward": []}
     for name in _names(metrics):
+        if name.endswith("/ci95"):
+            continue
         curve = draw(name, _points(metrics, name), metrics[-1]["step"], len(metrics), bases.get(name))
         groups.setdefault(name.partition("/")[0], []).append(curve)
     kept = {group: found for group, found in groups.items() if len(found) > 1 or group in ("reward", "evaluation")}

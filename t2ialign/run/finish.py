@@ -45,7 +45,7 @@ def finish(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display
     if attempt("export", lambda: write_export(optimizer, folder)):
         display.say("checking the export")
         attempt("check of the export", lambda: check_export(optimizer, folder))
-    attempt("evaluation", lambda: evaluate_run(run, problem, optimizer, display))
+    attempt("evaluation", lambda: _warn(folder, evaluate_run(run, problem, optimizer, display)))
     attempt("report", lambda: report.write(run))
     if failures:
         lines = [f"the run is done, but not all of its end: {run.path}"]
@@ -82,6 +82,14 @@ def check_export(optimizer: Optimizer, folder: Path) -> None:
         _add_to_card(folder, f"Checked: {line}.")
 
 
+def _warn(folder: Path, summary: Mapping[str, Any]) -> None:
+    """What the evaluation found drifting goes into the card."""
+    if summary["drift"] and folder.is_dir():
+        _add_to_card(
+            folder, f"**Drift**, tuned against base: {', '.join(found['words'] for found in summary['drift'])}."
+        )
+
+
 def _add_to_card(folder: Path, line: str) -> None:
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else ""
@@ -99,4 +107,7 @@ def evaluate_run(
     others = {name: problem.with_sampler(chosen) for name, chosen in (samplers or {}).items()}
     total = (2 + len(others)) * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
     with display.bar("evaluating " + ", ".join(["base", "tuned", *others]), total) as bar:
-        return evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
+        summary = evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
+    if summary["drift"]:
+        display.say(f"drift, tuned against base: {', '.join(found['words'] for found in summary['drift'])}")
+    return summary

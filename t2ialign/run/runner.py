@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from t2ialign.errors import RewardError, T2IAlignError, UsageError, blaming
-from t2ialign.evaluation.evaluate import items, score, summary_of
+from t2ialign.evaluation.evaluate import items
+from t2ialign.evaluation.image_statistics import image_statistics
+from t2ialign.evaluation.schedule import schedule
 from t2ialign.problem.checks import batch_independence, first_images
 from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
 from t2ialign.problem.problem import Problem, assemble
@@ -20,6 +23,7 @@ from t2ialign.run import checks
 from t2ialign.run.display import Display
 from t2ialign.run.failures import explained
 from t2ialign.run.finish import finish
+from t2ialign.run.tracking import Tracking
 from t2ialign.spec import checkpoints
 from t2ialign.spec.model import Spec
 from t2ialign.storage import images
@@ -40,7 +44,7 @@ def start(spec: Spec, display: Display | None = None) -> RunDir:
     try:
         return _go(run, spec, world, display)
     except UsageError:  # something that only the loaded model could tell; a run that never began leaves nothing
-        if world.is_main and not run.metrics():
+        if world.is_main and not any(line["step"] for line in run.metrics()):
             shutil.rmtree(run.path)
         raise
 
@@ -67,7 +71,10 @@ def restore(
     if saved is None:
         raise UsageError(f"{path} has no checkpoint yet")
     checkpoints.commits.update(run.revisions())
-    problem = assemble(run.spec(overrides), report=(display or Display()).say, output=run.output)
+    spec = run.spec(overrides)
+    if step is None and spec.run.keep == "best":
+        saved = run.load_best() or saved
+    problem = assemble(spec, report=(display or Display()).say, output=run.output)
     optimizer = load_optimizer(problem)
     optimizer.load_state(saved[1])
     return run, problem, optimizer
@@ -90,7 +97,7 @@ def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | No
             optimizer.load_state(state)
         display.say(f"resuming after step {first}")
     if world.is_main:
-        run.rewind(first)
+        run.rewind(first if saved else -1)
     try:
         _Loop(run, problem, optimizer, display).run(first)
     except RewardError as error:
@@ -107,6 +114,10 @@ class _Loop:
         self.run_dir, self.problem, self.optimizer, self.display = run, problem, optimizer, display
         self.spec, self.main = problem.spec, problem.world.is_main
         self.plan = problem.spec.optimizer_config.plan(problem.spec)
+        self.schedule = schedule(self.spec, self.plan)
+        self.tracking = Tracking(run, problem, optimizer, self.schedule) if self.schedule and self.main else None
+        self.drifted = False
+        self.tracked = ""
 
     def run(self, first: int) -> None:
         if first == 0:
@@ -115,9 +126,9 @@ class _Loop:
                     checks.state(self.optimizer)
                 if self.main:
                     self._grid(0)
-        trend = _Trend(self.problem.rewards.names)
+        self._track(first)
         with _stop_requests() as stop, self.display.bar("step", self.plan.steps, first) as bar:
-            for index in range(first, self.plan.steps):
+            for index in range(self.plan.steps if self.drifted else first, self.plan.steps):
                 started = time.monotonic()
                 with explained(self.run_dir.path, f"at step {index + 1}"), blaming(self.optimizer.label):
                     result = checks.result(self.optimizer, self.optimizer.step(index), index)
@@ -125,9 +136,12 @@ class _Loop:
                 seconds = time.monotonic() - started
                 with explained(self.run_dir.path, f"after step {index + 1}"):
                     self._after(index + 1, result, seconds)
-                bar.advance(
-                    note=trend.note(result.metrics, self.plan.images_per_step / seconds, _memory(self.problem.device))
-                )
+                speed = f"{self.plan.images_per_step / seconds:.0f} images/s"
+                rewards = _training(result.metrics, self.problem.rewards.names)
+                notes = [self.tracked, rewards, speed, f"{_memory(self.problem.device):.0f} MB"]
+                bar.advance(note="  ".join(filter(None, notes)))
+                if self.drifted:
+                    break
                 if stop.requested and index + 1 < self.plan.steps:
                     self._checkpoint(index + 1)
                     raise Interrupted(
@@ -139,9 +153,9 @@ class _Loop:
         """Bookkeeping after ``done`` steps. Metrics are written before the checkpoint that covers them."""
         last = done == self.plan.steps
         metrics = dict(result.metrics)
-        every = self.spec.evaluation.every
-        if self.main and every and done % every == 0 and not last:
-            metrics |= self._held_out()
+        if self.schedule and self.schedule.due(done):
+            metrics |= self._measured(done)
+            last = last or self.drifted
         if self.main and (last or (self.spec.samples.every and done % self.spec.samples.every == 0)):
             self._grid(done)
         if self.main:
@@ -162,13 +176,38 @@ class _Loop:
             self.run_dir.save_checkpoint(done, state, self.spec.run.keep_checkpoints)
         self.problem.world.barrier()
 
-    def _held_out(self) -> dict[str, float]:
-        """Mean of every reward on the evaluation prompts, as the run delivers images now."""
-        wanted = items(self.problem)
-        with blaming(self.optimizer.label):
-            scores = score(self.problem, {"tuned": self.optimizer.generate}, wanted)
-        means = summary_of(self.problem, scores, wanted)["variants"]["tuned"]
-        return {f"evaluation/{name}": value["mean"] for name, value in means.items()}
+    def _track(self, first: int) -> None:
+        """Begin the curves of evaluations along the run, or go on with them; a run that drift ended stays ended."""
+        if self.schedule is None:
+            return
+        if first == 0:
+            self.display.say(f"evaluations along the run: {self.schedule.words(self.plan)}")
+            if self.tracking:
+                with explained(self.run_dir.path, "before step 1"), blaming(self.optimizer.label):
+                    measured = self.tracking.start()
+                self.tracked = measured.note
+                self.run_dir.log(0, measured.metrics)
+        elif self.spec.run.stop_on_drift:
+            past = any(line.get("evaluation/drift") for line in self.run_dir.metrics() if line["step"] <= first)
+            self.drifted = self._everywhere(past)
+
+    def _measured(self, done: int) -> dict[str, float]:
+        """Metrics of an evaluation along the run; says what drifts, on all ranks."""
+        metrics: dict[str, float] = {}
+        if self.tracking:
+            with blaming(self.optimizer.label):
+                measured = self.tracking.measure(done)
+            metrics, self.tracked = measured.metrics, measured.note
+            if measured.drift:
+                self.display.say(f"drift after step {done}, against the base: {', '.join(measured.drift)}")
+        if self.spec.run.stop_on_drift and self._everywhere(bool(metrics.get("evaluation/drift"))):
+            self.drifted = True
+            self.display.say(f"run.stop_on_drift ends the run after step {done}")
+        return metrics
+
+    def _everywhere(self, answer: bool) -> bool:
+        """Rank 0's answer on every rank."""
+        return bool(self.problem.world.share("yes" if answer and self.main else ""))
 
     @torch.no_grad()
     def _grid(self, done: int) -> None:
@@ -182,36 +221,28 @@ class _Loop:
         if done == 0:
             first_images(self.problem.backend, pictures)
             batch_independence(self.problem.rewards, pictures[:2], prompts[:2])
+        looks = {name: round(values.mean().item(), 6) for name, values in image_statistics(pictures).items()}
+        texts = {"step": str(done), "prompts": "\n".join(prompts)}
+        texts["statistics"] = json.dumps({name: value for name, value in looks.items() if value == value})
         path = self.run_dir.path / "samples" / f"step-{done:06d}.png"
-        images.save_png(images.grid([pictures], prompts), path, {"step": str(done), "prompts": "\n".join(prompts)})
+        images.save_png(images.grid([pictures], prompts), path, texts)
 
     def _finish(self) -> None:
         """Done again from scratch if a kill fell into it."""
         try:
             if self.main:
+                if self.spec.run.keep == "best" and (best := self.run_dir.load_best()):
+                    self.display.say(f"going back to step {best[0]}, the best by a held-out reward")
+                    self.optimizer.load_state(best[1])
                 finish(self.run_dir, self.problem, self.optimizer, self.display)
         finally:
             self.problem.world.barrier()
 
 
-class _Trend:
-    """The panel's note: each reward's value with the direction of its running mean, speed and memory."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.running: dict[str, float] = {}
-
-    def note(self, metrics: dict[str, float], rate: float, memory: float) -> str:
-        parts = []
-        for name in self.names:
-            value = metrics.get(f"reward/{name}")
-            if value is None:
-                continue
-            before = self.running.get(name, value)
-            arrow = "=" if value == before else ("↑" if value > before else "↓")
-            self.running[name] = 0.8 * before + 0.2 * value
-            parts.append(f"{name} {value:.4g}{arrow}")
-        return "  ".join([*parts, f"{rate:.0f} images/s", f"{memory:.0f} MB"])
+def _training(metrics: Mapping[str, float], names: list[str]) -> str:
+    """The step's own rewards, over other prompts at every step: no trend is read from them."""
+    found = [f"{name} {metrics[f'reward/{name}']:.4g}" for name in names if f"reward/{name}" in metrics]
+    return "training: " + "  ".join(found) if found else ""
 
 
 def _memory(device: torch.device) -> float:

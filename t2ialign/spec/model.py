@@ -48,12 +48,14 @@ class Plan:
         images_per_step: images generated and scored in one step.
         notes: further derived numbers, each shown as ``name: value``.
         evaluations: network evaluations of one image; None: the sampler's. A search needs more.
+        image_cost: what an evaluated image costs, in images of a step; more where delivering one means a search.
     """
 
     steps: int
     images_per_step: int
     notes: dict[str, str] = field(default_factory=dict)
     evaluations: int | None = None
+    image_cost: float = 1.0
 
 
 class OptimizerConfig(Config):

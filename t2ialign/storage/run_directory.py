@@ -90,9 +90,11 @@ class RunDir:
             file = self.path / "environment.json"
             files.write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"revisions": dict(commits)})
 
-    def log(self, step: int, metrics: dict[str, float], timing: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, float], timing: dict[str, float] | None = None) -> None:
         """Append one step. Metrics are functions of the spec alone; clocks and memory go to a file of their own."""
         for file, values in ((self.metrics_file, metrics), (self.timing_file, timing)):
+            if values is None:
+                continue
             line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line, allow_nan=False) + "\n")
@@ -118,12 +120,7 @@ class RunDir:
 
     def save_checkpoint(self, step: int, state: State, keep: int) -> None:
         """Write ``checkpoints/step-NNNNNN`` and drop all but the newest ``keep``."""
-        from t2ialign.storage.tensor_files import write_tensors
-
-        folder = self.path / "checkpoints"
-        with files.new_folder(folder / f"step-{step:06d}") as new:
-            write_tensors(new / "state.safetensors", state.tensors)
-            (new / "state.json").write_text(json.dumps({"step": step, "values": state.values}), encoding="utf-8")
+        _write_state(self.path / "checkpoints" / f"step-{step:06d}", step, state)
         for old in self._checkpoints()[:-keep]:
             shutil.rmtree(old)
 
@@ -133,8 +130,6 @@ class RunDir:
         Raises:
             UsageError: the wanted step has no checkpoint.
         """
-        from safetensors.torch import load_file
-
         folders = self._checkpoints()
         if step is not None:
             folders = [folder for folder in folders if folder.name == f"step-{step:06d}"]
@@ -143,11 +138,37 @@ class RunDir:
                 raise UsageError(f"{self.path} has no checkpoint of step {step}; it has {found or 'none'}")
         if not folders:
             return None
-        saved = json.loads((folders[-1] / "state.json").read_text(encoding="utf-8"))
-        return saved["step"], State(load_file(folders[-1] / "state.safetensors"), saved["values"])
+        return _read_state(folders[-1])
+
+    def save_best(self, step: int, state: State, value: float) -> None:
+        """Write the folder ``best``: the state that is worth keeping so far, and by what value."""
+        _write_state(self.path / "best", step, state, value=value)
+
+    def best_value(self) -> float | None:
+        file = self.path / "best" / "state.json"
+        return json.loads(file.read_text(encoding="utf-8"))["value"] if file.exists() else None
+
+    def load_best(self) -> tuple[int, State] | None:
+        return _read_state(self.path / "best") if (self.path / "best").exists() else None
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("step-*"))
+
+
+def _write_state(folder: Path, step: int, state: State, **more: float) -> None:
+    from t2ialign.storage.tensor_files import write_tensors
+
+    with files.new_folder(folder) as new:
+        write_tensors(new / "state.safetensors", state.tensors)
+        text = json.dumps({"step": step, "values": state.values, **more})
+        (new / "state.json").write_text(text, encoding="utf-8")
+
+
+def _read_state(folder: Path) -> tuple[int, State]:
+    from safetensors.torch import load_file
+
+    saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return saved["step"], State(load_file(folder / "state.safetensors"), saved["values"])
 
 
 def environment(spec: Spec) -> dict[str, Any]:

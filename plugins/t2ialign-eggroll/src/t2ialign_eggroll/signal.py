@@ -68,7 +68,8 @@ def spread(samples: Tensor, antithetic: bool) -> Spread:
         rows = scores
     rows = rows[~rows.isnan().any(1)]
     count, prompts = rows.shape
-    f1, centre = count, 0.0
+    f1 = count
+    centre: Tensor | float = 0.0
     if not antithetic:  # members have a common mean and prompts a common difficulty, which pairs cancel
         f1, centre = count - 1, rows.mean(0, keepdim=True)
     f2 = f1 * (prompts - 1)

@@ -54,7 +54,10 @@ class NoiseSearchConfig(OptimizerConfig):
             "images delivered": f"{images:,} ({len(texts):,} prompts x {spec.prompts.images_per_prompt})",
             "searches": f"{searches:,} of {spec.run.steps} iterations, {min(slots, searches)} at a time",
         }
-        return Plan(rounds * spec.run.steps, min(slots, searches), notes)
+        # An image that the run does not deliver would be searched for by an evaluation along the run.
+        delivered = spec.evaluation.prompts in (None, spec.prompts.file)
+        cost = 1 if delivered else spec.run.steps * self.searches_per_image
+        return Plan(rounds * spec.run.steps, min(slots, searches), notes, image_cost=cost)
 
     def slots(self, spec: Spec) -> int:
         """Searches at the same time: those of ``prompts.per_step`` prompts."""
