@@ -190,7 +190,12 @@ def test_declaration_tells_the_truth(kind):
 def test_a_spec_that_needs_a_gradient_is_refused():
     """By the declarations alone: nothing of the rewards' implementation is loaded."""
     needs = plugins.declare(
-        "optimizer", "ascent", OptimizerConfig, OptimizerConfig, requires={"reward": {"differentiable"}}
+        "optimizer",
+        "ascent",
+        "nowhere.loaded:Ascent",
+        OptimizerConfig,
+        summary="gradient ascent",
+        requires={"reward": {"differentiable"}},
     )
     optimizer = Chosen(needs, OptimizerConfig())
     parts = plugins.registry()

@@ -39,12 +39,13 @@ def test_a_prompt_or_picture_of_another_world_is_refused(images):
         reward.score(torch.rand(1, 3, 64, 64), ["a circle"])
 
 
-def test_the_plugin_registers_both():
+def test_the_plugin_registers_its_rewards():
     registered = {}
     plugin.t2ialign_rewards(lambda kind, target, **rest: registered.update({kind: target}))
     assert registered == {
         "shapes-exact": "t2ialign_shapes.rewards:ShapesExact",
         "shapes-graded": "t2ialign_shapes.rewards:ShapesGraded",
+        "shapes-geneval": "t2ialign_shapes.rewards:ShapesGenEval",
     }
 
 
