@@ -62,6 +62,18 @@ class Row:
         return "{:+.{d}f} to {:+.{d}f}".format(*self.ci95, d=self.digits) if self.ci95 else "-"
 
     @property
+    def bar(self) -> tuple[float, float, float] | None:
+        """Where the interval begins, how long it is, and where 0 is, in percent of a bar that just holds both."""
+        if not self.ci95:
+            return None
+        low, high = min(0.0, self.ci95[0]), max(0.0, self.ci95[1])
+        if low == high:
+            return 50.0, 0.0, 50.0
+        scale = 100 / (high - low)
+        begin, length = (self.ci95[0] - low) * scale, (self.ci95[1] - self.ci95[0]) * scale
+        return round(begin, 1), round(length, 1), round(-low * scale, 1)
+
+    @property
     def wins(self) -> str:
         """The win rate with its interval."""
         if self.win_rate is None:

@@ -27,6 +27,7 @@ class Curve:
         raw: SVG path of the logged values.
         mean: SVG path of their running mean; empty for a metric that is measured rarely.
         dots: x and y of the values of such a metric.
+        bars: x, top and bottom of the 95 % intervals of such values, where they were logged.
         base: y of the base model's value, where it is known.
         x_ticks, y_ticks: position and label.
         latest: the last value, as text.
@@ -38,6 +39,7 @@ class Curve:
     raw: str
     mean: str
     dots: list[tuple[float, float]]
+    bars: list[tuple[float, float, float]]
     base: float | None
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
@@ -68,7 +70,8 @@ def grouped(
     for name in _names(metrics):
         if name.endswith("/ci95"):
             continue
-        curve = draw(name, _points(metrics, name), metrics[-1]["step"], len(metrics), bases.get(name))
+        points, reach = _points(metrics, name), dict(_points(metrics, f"{name}/ci95"))
+        curve = draw(name, points, metrics[-1]["step"], len(metrics), bases.get(name), reach)
         groups.setdefault(name.partition("/")[0], []).append(curve)
     kept = {group: found for group, found in groups.items() if len(found) > 1 or group in ("reward", "evaluation")}
     others = [curve for group, found in groups.items() if group not in kept for curve in found]
@@ -76,7 +79,14 @@ def grouped(
     return {group: found for group, found in {**kept, "other": others, "speed": speed}.items() if found}
 
 
-def draw(name: str, points: Sequence[Point], last: int, logged: int, base: float | None = None) -> Curve:
+def draw(
+    name: str,
+    points: Sequence[Point],
+    last: int,
+    logged: int,
+    base: float | None = None,
+    reach: Mapping[int, float | None] | None = None,
+) -> Curve:
     """The chart of one metric.
 
     Args:
@@ -84,14 +94,17 @@ def draw(name: str, points: Sequence[Point], last: int, logged: int, base: float
         last: the run's last step, where the x axis ends; it starts at step 0.
         logged: steps that were logged; a metric with at most half as many values gets dots and no running mean.
         base: a value to mark across the chart.
+        reach: step -> half the length of the 95 % interval of the value.
     """
     rare = 2 * len(points) <= logged or name.startswith("evaluation/")
     means = [None] * len(points) if rare else running_mean([v for _, v in points], max(2, min(25, len(points) // 40)))
     finite = [value for _, value in points if value is not None]
-    low, high = _range([*finite, *([] if base is None else [base])])
+    edges = [(at, v - half, v + half) for at, v in points if v is not None and (half := (reach or {}).get(at))]
+    ends = [end for _, *pair in edges for end in pair]
+    low, high = _range([*finite, *ends, *([] if base is None else [base])])
 
     def x(step: float) -> float:
-        return round(LEFT + step / last * (WIDTH - LEFT - RIGHT), 1)
+        return round(LEFT + step / max(1, last) * (WIDTH - LEFT - RIGHT), 1)
 
     def y(value: float) -> float:
         return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
@@ -106,8 +119,9 @@ def draw(name: str, points: Sequence[Point], last: int, logged: int, base: float
         _path(raw),
         _path([(x(step), None if mean is None else y(mean)) for step, _, mean in shown]),
         [(px, py) for px, py in raw if py is not None] if rare else [],
+        [(x(at), y(top), y(bottom)) for at, bottom, top in edges],
         None if base is None else y(base),
-        [(x(value), text) for value, text in ticks(0, last, 5, whole=True)],
+        [(x(value), text) for value, text in ticks(0, max(1, last), 5, whole=True)],
         [(y(value), text) for value, text in ticks(low, high, 5)],
         _short(points[-1][1]),
         json.dumps([[x(step), step, _rounded(value), _rounded(mean)] for step, value, mean in shown]),

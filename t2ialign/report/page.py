@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 from t2ialign.errors import UsageError
 from t2ialign.evaluation import comparison
 from t2ialign.report import curves
+from t2ialign.report.changes import Picture, changes, noise_of_a_prompt
 from t2ialign.spec import toml
 from t2ialign.storage import files
 from t2ialign.storage.run_directory import RunDir
 
 FILE = "report.html"
-TILE = 192  # pixels; larger images are shrunk, since the originals lie beside the page
 GRIDS = 12  # grids on the page, the first and the last among them
-EXTREMES = 4  # prompts shown on either side
-IMAGES = 3  # images shown of each
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image inside the page.
-
-    Attributes:
-        uri: the PNG as a data URI.
-        prompts: of its columns, from left to right, as far as the file says.
-    """
-
-    uri: str
-    width: int
-    height: int
-    prompts: tuple[str, ...]
-
-    @classmethod
-    def read(cls, path: Path, rows: int = 1) -> Picture:
-        """A PNG file of ``rows`` rows of images, shrunk to about ``TILE`` pixels a row."""
-        with Image.open(path) as image:
-            texts = image.info.get("prompts", "")
-            data, (width, height) = path.read_bytes(), image.size
-            if image.height > 1.5 * TILE * rows:
-                small = image.resize((max(1, image.width * TILE * rows // image.height), TILE * rows))
-                buffer = io.BytesIO()
-                small.save(buffer, format="PNG")
-                data, (width, height) = buffer.getvalue(), small.size
-        uri = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-        return cls(uri, width, height, tuple(texts.split("\n")) if texts else ())
-
-
-@dataclass(frozen=True)
-class Change:
-    """What the run did to one prompt: mean scores over its images, and some of them as base and as tuned."""
-
-    prompt: str
-    base: float
-    tuned: float
-    pictures: dict[str, list[Picture]]
 
 
 def write(run: RunDir, out: Path | None = None) -> Path:
@@ -79,7 +34,8 @@ def page(run: RunDir) -> str:
     spec, environment = toml.loads(spec_text), _environment(run)
     summary, metrics = run.summary(), run.metrics()
     base = summary["variants"]["base"] if summary else {}
-    bases = {f"evaluation/{name}": value["mean"] for name, value in base.items()}
+    drift = _drift(metrics, summary)
+    apart = {_label(reward) for reward in spec["reward"] if reward["weight"] == 0}
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("t2ialign.report"),
         autoescape=True,  # prompts and names are other people's text
@@ -95,45 +51,39 @@ def page(run: RunDir) -> str:
         caption=comparison.caption(summary) if summary else "",
         costs=bool(summary and "cost" in summary),
         pairs=_pairs(run, summary),
-        groups=curves.grouped(metrics, run.timing(), bases),
-        held_out={_label(reward) for reward in spec["reward"] if reward["weight"] == 0},
+        categories=comparison.category_rows(summary) if summary else [],
+        looks=list(comparison.rows(summary["image_statistics"])) if summary and "image_statistics" in summary else [],
+        drift=drift,
+        groups=curves.grouped(metrics, run.timing(), _bases(metrics, base)),
+        held_out=apart,
         plot=curves,
         short=comparison.short,
         grids=_grids(run.path / "samples"),
         reward=next(iter(base), ""),
         changes=changes(run, next(iter(base))) if base else {},
+        noise=noise_of_a_prompt(run, next(iter(base))) if base else None,
         spec_text=spec_text,
         environment=json.dumps(environment, indent=2, ensure_ascii=False),
     )
 
 
-def changes(run: RunDir, reward: str) -> dict[str, list[Change]]:
-    """The prompts that gained and lost most under ``reward``, the largest first; images without a score are left out.
+def _bases(metrics: Sequence[dict[str, Any]], base: dict[str, Any]) -> dict[str, float]:
+    """What the base gives on the images of each curve: step 0, or else the last evaluation."""
+    first = {name: value for name, value in metrics[0].items() if value is not None} if metrics else {}
+    if first.get("step") == 0:
+        return {name: value for name, value in first.items() if name.startswith(("evaluation/", "image/"))}
+    return {f"evaluation/{name}": value["mean"] for name, value in base.items() if value["mean"] is not None}
 
-    Returns:
-        "gain" and "loss" -> at most ``EXTREMES`` prompts each.
-    """
-    folder = run.path / "evaluation"
-    rows_of: dict[str, list[tuple[int, float, float]]] = {}
-    for row, line in enumerate(files.read_json_lines(folder / "scores.jsonl")):
-        base, tuned = line["base"][reward], line["tuned"][reward]
-        if base is not None and tuned is not None:
-            rows_of.setdefault(line["prompt"], []).append((row, base, tuned))
 
-    means = []
-    for prompt, rows in rows_of.items():
-        numbers, base, tuned = zip(*rows, strict=True)
-        means.append((prompt, sum(base) / len(rows), sum(tuned) / len(rows), numbers))
-    means.sort(key=lambda one: one[1] - one[2])
-
-    def shown(prompt: str, base: float, tuned: float, numbers: Sequence[int]) -> Change:
-        saved = [f"{number:05d}.png" for number in numbers if (folder / "tuned" / f"{number:05d}.png").exists()]
-        pictures = {v: [Picture.read(folder / v / file) for file in saved[:IMAGES]] for v in ("base", "tuned")}
-        return Change(prompt, base, tuned, pictures if saved else {})
-
+def _drift(metrics: Sequence[dict[str, Any]], summary: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Where evaluations along the run raised the alarm, and what the last evaluation says; None: nobody looked."""
+    looked = [line for line in metrics if "evaluation/drift" in line and line["step"]]
+    if not looked and (summary is None or "drift" not in summary):
+        return None
     return {
-        "gain": [shown(*one) for one in means[:EXTREMES] if one[2] > one[1]],
-        "loss": [shown(*one) for one in means[: -EXTREMES - 1 : -1] if one[2] < one[1]],
+        "looked": len(looked),
+        "steps": [line["step"] for line in looked if line["evaluation/drift"]],
+        "last": [found["words"] for found in (summary or {}).get("drift", [])],
     }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2ialign.report import curves
+from t2ialign.report import changes, curves
 from t2ialign.report import page as report
 from t2ialign.run import runner
 from t2ialign.run.display import Display
@@ -140,18 +140,21 @@ def test_text_of_others_stays_text(toy_spec):
 
 
 def test_gains_and_losses_by_prompt_with_their_images(run):
-    """Scores as they might be: one prompt lost, one image has no score, the others gained."""
+    """Scores as they might be: one prompt lost, one image has no score, one changed within noise, the others gained."""
+    pairs = [(1, -2), (1, -2.5), (0, 2.5), (0, 3.5), (0, 2), (None, 9), (0, 5), (0, 5), (3, 4)]
     scores = run.path / "evaluation" / "scores.jsonl"
     lines = files.read_json_lines(scores)
-    for row, (base, tuned) in enumerate([(1, 0), (1, 1), (0, 2), (0, 4), (0, 1), (None, 9), (0, 5), (0, 5), (3, 3)]):
+    for row, (base, tuned) in enumerate(pairs):
         lines[row]["base"]["toy-redness"], lines[row]["tuned"]["toy-redness"] = base, tuned
     scores.write_text("".join(json.dumps(line) + "\n" for line in lines[:9]))
-    found = report.changes(run, "toy-redness")
-    assert [(c.prompt, c.base, c.tuned) for c in found["gain"]] == [("black", 0, 5), ("green", 0, 3), ("blue", 0, 1)]
-    assert [(c.prompt, c.base, c.tuned) for c in found["loss"]] == [("red", 1, 0.5)]
+    found = changes.changes(run, "toy-redness")
+    assert [(c.prompt, c.base, c.tuned) for c in found["gain"]] == [("black", 0, 5), ("green", 0, 3), ("blue", 0, 2)]
+    assert [(c.prompt, c.base, c.tuned) for c in found["loss"]] == [("red", 1, -2.25)]
     assert [len(pictures) for pictures in found["gain"][2].pictures.values()] == [1, 1]
     original = (run.path / "evaluation" / "tuned" / "00000.png").read_bytes()
-    assert found["loss"][0].pictures["tuned"][0] == report.Picture.read(run.path / "evaluation" / "tuned" / "00000.png")
+    assert found["loss"][0].pictures["tuned"][0] == changes.Picture.read(
+        run.path / "evaluation" / "tuned" / "00000.png"
+    )
     assert len(original) < len(found["loss"][0].pictures["tuned"][0].uri)
     shutil.rmtree(run.path / "evaluation" / "base")
     shutil.rmtree(run.path / "evaluation" / "tuned")
@@ -316,3 +319,55 @@ def test_runs_side_by_side(run, tmp_path):
     assert done.returncode == 2
     assert f"{other} has no evaluation yet" in done.stderr
     assert "at least two" in t2ialign("compare", run.path).stderr
+
+
+def test_the_page_shows_categories_drift_intervals_and_what_was_left_out(toy_spec):
+    path = toy_spec(
+        run={"steps": 4, "out": str(toy_spec().parent / "runs"), "nonfinite": "drop"},
+        reward=[{"kind": "toy-redness"}, {"kind": "toy-broken", "weight": 0.0}],
+        prompts={"file": "kinds.jsonl", "per_step": 5, "images_per_prompt": 8},
+        evaluation={"every": 2, "images_per_prompt": 2, "drift_threshold": 1e6},
+    )
+    kinds = {"red": "warm", "orange": "warm", "blue": "cold", "green": "cold", "white": "cold"}
+    lines = [json.dumps({"prompt": prompt, "category": kind}) for prompt, kind in kinds.items()]
+    (path.parent / "kinds.jsonl").write_text("\n".join(lines))
+    run = runner.start(specs.load(path), Display(quiet=True))
+    found, summary = page(run), run.summary()
+    assert "left out for want of a score: toy-broken 2" in found.text
+    assert "By category" in found.text
+    warm = summary["categories"]["warm"]["paired"]["tuned"]["toy-redness"]
+    assert (warm["prompts"], warm["images"]) == (2, 4)
+    assert f"warm 2 {warm['base']:.4g} {warm['mean']:.4g} {warm['difference']:+.4f} ±" in found.text
+    bars = [tag["style"] for name, tag in found.tags if name == "i"]
+    assert len(bars) >= 3
+    low, high = summary["paired"]["tuned"]["toy-redness"]["ci95"]
+    share = 100 * (high - low) / (max(high, 0) - min(low, 0))
+    assert f"width:{share:.1f}%" in bars[0]
+    assert "No alarm, neither at the end nor in 2 evaluations along the run." in found.text
+    assert "image/contrast" in found.text
+    whiskers = report.page(run).split('aria-label="evaluation/toy-redness')[1].split("</svg>")[0].count("whisker")
+    assert whiskers == 2, "after steps 2 and 4; the base has none"
+
+
+def test_an_alarm_is_the_first_thing_that_its_panel_says(run):
+    file = run.path / "evaluation" / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["drift"] = [{"name": "toy-darkness", "difference": -1.0, "words": "toy-darkness -1 (-4.0 s.e.)"}]
+    file.write_text(json.dumps(summary))
+    lines = run.metrics()
+    for line in lines:
+        line |= {"evaluation/drift": int(line["step"] == 2)} if "evaluation/drift" in line else {}
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = page(run).text
+    assert "Drift The last evaluation raised the alarm: toy-darkness -1 (-4.0 s.e.)." in text
+    assert "Evaluations along the run raised it after step 2." in text
+
+
+def test_the_dashed_line_is_the_base_on_the_images_of_the_curve(run):
+    lines = run.metrics()
+    lines[0]["evaluation/toy-redness"] = 5.0
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = report.page(run).split('aria-label="evaluation/toy-redness')[1].split("</svg>")[0]
+    base = text.split('class="base" d="M')[1].split("H")[0].split()[1]
+    first = text.split("<circle ")[1].split('cy="')[1].split('"')[0]
+    assert base == first

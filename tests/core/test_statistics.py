@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t2ialign.evaluation import comparison
+from t2ialign.evaluation.evaluate import evaluate
 from t2ialign.evaluation.statistics import (
     category_of,
     estimate,
@@ -18,6 +19,9 @@ from t2ialign.evaluation.statistics import (
     summarise,
     wilson_interval,
 )
+from t2ialign.problem.optimizer import load_optimizer
+from t2ialign.problem.problem import assemble
+from t2ialign.spec import parse as specs
 
 NAN = math.nan
 numbers = st.floats(-1e3, 1e3)
@@ -175,3 +179,24 @@ def test_held_out_rewards_are_marked_and_have_a_direction():
 def test_small_numbers_show_their_error():
     summary = summarise({"base": {"r": [0.0] * 3}, "tuned": {"r": [1e-5, 2e-5, 3e-5]}}, list("abc"), ["r"])
     assert next(comparison.rows(summary)).measured == "+0.0000200 ± 0.0000058"
+
+
+def test_a_file_with_every_line_four_times_says_what_four_images_a_prompt_say(toy_spec, tmp_path):
+    """GenEval's training list is such a file: 553 prompts in 2212 lines."""
+    found = []
+    for name, times, images in (("once", 1, 4), ("four", 4, 1)):
+        path = toy_spec(evaluation={"prompts": f"{name}.txt", "images_per_prompt": images})
+        (path.parent / f"{name}.txt").write_text("red\ngreen\nblue\nblack\n" * times)
+        problem = assemble(specs.load(path))
+        optimizer = load_optimizer(problem)
+        optimizer.step(0)
+        found.append(evaluate(problem, optimizer, tmp_path / name))
+    once, four = found
+    assert (four["images"], four["prompts"]) == (once["images"], once["prompts"]) == (16, 4)
+    assert four["paired"]["tuned"]["toy-redness"]["se"] > 0
+    for section in ("variants", "paired"):
+        for variant, rewards in once[section].items():
+            for key, value in rewards["toy-redness"].items():
+                other = four[section][variant]["toy-redness"][key]
+                assert other == (pytest.approx(value, rel=1e-5) if isinstance(value, float | list) else value)
+    assert "16 images of 4 distinct prompts" in (tmp_path / "four" / "table.md").read_text()
