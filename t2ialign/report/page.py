@@ -32,7 +32,7 @@ def page(run: RunDir) -> str:
     """The run as one HTML page that loads nothing from anywhere. What the run has not got is left out."""
     spec_text = (run.path / "spec.toml").read_text(encoding="utf-8")
     spec, environment = toml.loads(spec_text), _environment(run)
-    summary, metrics = run.summary(), run.metrics()
+    summary, metrics = run.summary(), run.history()
     base = summary["variants"]["base"] if summary else {}
     drift = _drift(metrics, summary)
     apart = {_label(reward) for reward in spec["reward"] if reward["weight"] == 0}

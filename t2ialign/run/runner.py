@@ -44,7 +44,7 @@ def start(spec: Spec, display: Display | None = None) -> RunDir:
     try:
         return _go(run, spec, world, display)
     except UsageError:  # something that only the loaded model could tell; a run that never began leaves nothing
-        if world.is_main and not any(line["step"] for line in run.metrics()):
+        if world.is_main and not run.metrics():
             shutil.rmtree(run.path)
         raise
 

@@ -99,9 +99,13 @@ class RunDir:
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line, allow_nan=False) + "\n")
 
+    def history(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl: step 0, the base's, where an evaluation runs along, and the steps."""
+        return files.read_json_lines(self.metrics_file)
+
     def metrics(self) -> list[dict[str, Any]]:
         """The logged steps; a torn last line is left out."""
-        return files.read_json_lines(self.metrics_file)
+        return [line for line in self.history() if line["step"]]
 
     def timing(self) -> list[dict[str, Any]]:
         """Seconds, images/s and peak memory (MB) of the logged steps."""

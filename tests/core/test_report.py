@@ -87,7 +87,7 @@ def page(run: RunDir) -> Page:
 
 def logged(run: RunDir) -> list[str]:
     """What has a curve: evaluations before training rewards before the rest; intervals belong to theirs."""
-    names = dict.fromkeys(name for line in run.metrics() for name in line if name != "step")
+    names = dict.fromkeys(name for line in run.history() for name in line if name != "step")
     groups = ("evaluation", "reward")
 
     def place(name: str) -> int:

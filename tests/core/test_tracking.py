@@ -89,7 +89,7 @@ def hack(tmp_path):
 
 def test_a_run_that_hacks_its_reward_raises_the_alarm_before_half_of_its_steps(hack):
     run = runner.start(hack(), QUIET)
-    lines = run.metrics()
+    lines = run.history()
     first = next(line for line in lines if line.get("evaluation/drift"))
     assert first["step"] < 10
     assert first["evaluation/brightness"] > lines[0]["evaluation/brightness"]
@@ -101,7 +101,7 @@ def test_a_run_that_hacks_its_reward_raises_the_alarm_before_half_of_its_steps(h
 
 def test_stop_on_drift_ends_the_run_and_delivers_and_a_resumed_one_stays_ended(hack):
     run = runner.start(hack(stop_on_drift=True), QUIET)
-    last = run.metrics()[-1]
+    last = run.history()[-1]
     assert last["step"] < 10
     assert last["evaluation/drift"]
     assert (run.path / "export" / "pytorch_lora_weights.safetensors").exists()
@@ -112,7 +112,7 @@ def test_stop_on_drift_ends_the_run_and_delivers_and_a_resumed_one_stays_ended(h
 
 def test_keep_best_delivers_the_step_with_the_highest_held_out_reward(hack):
     run = runner.start(hack(keep="best", evaluation={"every": 1}), QUIET)
-    held_out = {line["step"]: line["evaluation/contrast"] for line in run.metrics() if line["step"]}
+    held_out = {line["step"]: line["evaluation/contrast"] for line in run.history() if line["step"]}
     best = max(held_out, key=held_out.get)
     assert best < 20
     assert run.load_best()[0] == best
@@ -149,11 +149,11 @@ def test_the_default_is_at_most_a_twentieth_of_the_run_and_has_both_ends(hack):
     found = schedule(spec, plan)
     assert 0 < found.times * found.images <= SHARE * plan.steps * plan.images_per_step
     run = runner.start(spec, QUIET)
-    measured = [line["step"] for line in run.metrics() if "evaluation/brightness" in line]
+    measured = [line["step"] for line in run.history() if "evaluation/brightness" in line]
     assert (measured[0], measured[-1], len(measured)) == (0, 20, found.times)
     base = run.summary()["variants"]["base"]["brightness"]["mean"]
-    assert run.metrics()[0]["evaluation/brightness"] == pytest.approx(base, abs=0.1)
-    assert run.metrics()[0]["evaluation/brightness/ci95"] == 0  # the base against itself
+    assert run.history()[0]["evaluation/brightness"] == pytest.approx(base, abs=0.1)
+    assert run.history()[0]["evaluation/brightness/ci95"] == 0  # the base against itself
 
 
 def test_a_run_too_small_for_that_has_none_and_zero_switches_it_off(hack):

@@ -16,6 +16,7 @@ from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
 from t2ialign.spec.checkpoints import package_path
+from t2ialign.storage.run_directory import RunDir
 from t2ialign_solvers.config import DdimConfig
 from t2ialign_solvers.ddim import Ddim
 
@@ -41,7 +42,7 @@ def test_diversity_and_held_out_rewards_are_reported_everywhere(finished):
     names = {"clip", "shapes-exact", "shapes-graded", "diversity"}
     summary = json.loads((finished / "evaluation" / "summary.json").read_text())
     assert set(summary["paired"]["tuned"]) == names
-    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    lines = RunDir(finished).metrics()
     assert {name for name in lines[0] if name.startswith("reward/")} == {f"reward/{name}" for name in names}
     assert all(line["reward/diversity"] > 0 for line in lines)
 
