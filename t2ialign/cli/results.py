@@ -79,7 +79,7 @@ def eval_(
     from t2ialign.cli.tables import comparison
 
     console = Console()
-    console.print(comparison(summary))
+    console.print(comparison(summary, console.width))
     console.print(f"{run / 'report.html'}  [dim]the run on one page, rewritten[/dim]", highlight=False, soft_wrap=True)
 
 

@@ -56,7 +56,8 @@ def _show(path: Path) -> None:
     if not join().is_main:
         return
     console = Console()
-    console.print(comparison(json.loads((path / "evaluation" / "summary.json").read_text(encoding="utf-8"))))
+    summary = json.loads((path / "evaluation" / "summary.json").read_text(encoding="utf-8"))
+    console.print(comparison(summary, console.width))
     for name, meaning in (
         ("report.html", "the run on one page"),
         ("evaluation/pairs.png", "base above tuned, same prompts and noise"),

@@ -9,15 +9,29 @@ from rich.table import Table
 
 from t2ialign.evaluation.comparison import caption, rows, short, table_header, table_rows
 
+WIDE = 100
 
-def comparison(summary: dict[str, Any]) -> Table:
-    """Base against tuned, the optimised rewards first."""
-    table = Table(title="base against tuned", caption=f"{caption(summary)}; ± one s.e. over prompts")
-    for column, name in enumerate(table_header(summary)):
+
+def comparison(summary: dict[str, Any], width: int = WIDE) -> Table:
+    """Base against tuned, the optimised rewards first; below ``WIDE`` columns without what the report has too."""
+    narrow = width < WIDE
+    marks = "; * held out" if narrow and summary.get("held_out") else ""
+    table = Table(title="base against tuned", caption=f"{caption(summary)}; ± one s.e. over prompts{marks}")
+    lines = [table_header(summary), *table_rows(summary)]
+    if narrow:
+        at = lines[0].index("")
+        lines = [_narrowed(line, at) for line in lines]
+    for column, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if column else "left", no_wrap=True)
-    for row in table_rows(summary):
-        table.add_row(*row)
+    for line in lines[1:]:
+        table.add_row(*map(escape, line))
     return table
+
+
+def _narrowed(line: list[str], at: int) -> list[str]:
+    """Without the column of arrows ``at``, which join the next one, and without the win rate's interval."""
+    name, arrow = line[0].replace(" (held out)", " *"), line[at]
+    return [name, *line[1:at], f"{line[at + 1]} {arrow}".strip(), line[at + 2].partition(" (")[0], *line[at + 3 :]]
 
 
 def side_by_side(summaries: dict[str, dict[str, Any]], shared: bool) -> Table:

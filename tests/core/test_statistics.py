@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
+from t2ialign.cli import tables
 from t2ialign.evaluation import comparison
 from t2ialign.evaluation.evaluate import evaluate
 from t2ialign.evaluation.statistics import (
@@ -174,6 +177,22 @@ def test_held_out_rewards_are_marked_and_have_a_direction():
     scores = {"base": {"r": [0.0] * 4, "h": [0.0] * 4}, "tuned": {"r": [1.0, 1.1, 0.9, 1.0], "h": [-1.0, -1.1, -1, -1]}}
     summary = summarise(scores, list("abcd"), ["r", "h"], held_out=["h"])
     assert [(row[0], row[4]) for row in comparison.table_rows(summary)] == [("r", "↑"), ("h (held out)", "↓")]
+
+
+def test_a_table_fits_a_narrow_terminal():
+    """Three rewards as the quickstart has them, in 80 columns, with no number cut."""
+    base, tuned = [0.7, 0.6, 0.8] * 63, [2.6, 2.5, 2.8] * 63
+    names = ["clip", "shapes-exact", "shapes-graded"]
+    scores = {"base": dict.fromkeys(names, tuple(base)), "tuned": dict.fromkeys(names, tuple(tuned))}
+    summary = summarise(scores, [str(n) for n in range(189)], names, held_out=names[1:])
+    for width, win_rate in ((80, "100 %"), (120, "100 % (98–100)")):
+        console = Console(width=width, file=io.StringIO())
+        console.print(tables.comparison(summary, console.width))
+        text = console.file.getvalue()
+        assert "…" not in text
+        assert win_rate in text
+        assert ("shapes-graded *" if width == 80 else "shapes-graded (held out)") in text
+        assert "↑" in text
 
 
 def test_small_numbers_show_their_error():
