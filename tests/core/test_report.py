@@ -354,7 +354,7 @@ def test_an_alarm_is_the_first_thing_that_its_panel_says(run):
     summary = json.loads(file.read_text())
     summary["drift"] = [{"name": "toy-darkness", "difference": -1.0, "words": "toy-darkness -1 (-4.0 s.e.)"}]
     file.write_text(json.dumps(summary))
-    lines = run.metrics()
+    lines = run.history()
     for line in lines:
         line |= {"evaluation/drift": int(line["step"] == 2)} if "evaluation/drift" in line else {}
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -364,7 +364,7 @@ def test_an_alarm_is_the_first_thing_that_its_panel_says(run):
 
 
 def test_the_dashed_line_is_the_base_on_the_images_of_the_curve(run):
-    lines = run.metrics()
+    lines = run.history()
     lines[0]["evaluation/toy-redness"] = 5.0
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = report.page(run).split('aria-label="evaluation/toy-redness')[1].split("</svg>")[0]

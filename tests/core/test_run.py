@@ -36,7 +36,7 @@ def delivered(run: Path) -> tuple[str, dict[str, list], str]:
 
 def test_a_run_leaves_a_complete_directory(toy_spec):
     run = runner.start(specs.load(toy_spec(evaluation={"every": 2, "images_per_prompt": 2})), QUIET)
-    lines = run.metrics()
+    lines = run.history()
     assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     assert ["evaluation/toy-redness" in line for line in lines] == [True, False, True, False, True]
     assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
@@ -162,7 +162,7 @@ def test_rewards_that_compare_the_images_of_a_prompt_see_them_all(toy_spec):
         )
         run = runner.start(specs.load(path), QUIET)
         summaries.append(json.loads((run.path / "evaluation" / "summary.json").read_text()))
-        assert all(line["evaluation/toy-variety"] > 0 for line in run.metrics())
+        assert all(line["evaluation/toy-variety"] > 0 for line in run.history())
     whole, parts = (summary["variants"]["tuned"]["toy-variety"] for summary in summaries)
     assert whole["mean"] == pytest.approx(parts["mean"], rel=1e-5)
     assert 0 < whole["mean"] < 1
