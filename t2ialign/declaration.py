@@ -43,7 +43,15 @@ class Part:
 
         self.config: Any = config
         self.device = torch.device(device)
-        self.label = f"{self.role} '{type(self).__name__}'"
+
+    @property
+    def label(self) -> str:
+        # Read while errors are named, also of parts whose author forgot ``super().__init__``.
+        return self.__dict__.get("label") or f"{self.role} '{type(self).__name__}'"
+
+    @label.setter
+    def label(self, name: str) -> None:
+        self.__dict__["label"] = name
 
 
 @dataclass(frozen=True)
