@@ -24,7 +24,7 @@ Requirements = dict[str, set[str]]
 class Config(BaseModel):
     """Options of one part. Unknown keys and wrong types are errors; values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, defer_build=True)
     #: Which kind of part has such options; "" fits rewards.
     role: ClassVar[str] = ""
 

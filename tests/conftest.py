@@ -7,6 +7,8 @@ import os
 
 # One thread per test process, and per process that a test starts: pytest -n already uses the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Commands that tests start find the sources compiled, as a user's do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 from collections.abc import Callable, Iterator
 from functools import partial
