@@ -23,6 +23,7 @@ from t2ialign.run import checks
 from t2ialign.run.display import Display
 from t2ialign.run.failures import explained
 from t2ialign.run.finish import finish
+from t2ialign.run.machine import peak_memory
 from t2ialign.run.tracking import Tracking
 from t2ialign.spec import checkpoints
 from t2ialign.spec.model import Spec
@@ -138,7 +139,8 @@ class _Loop:
                     self._after(index + 1, result, seconds)
                 speed = f"{self.plan.images_per_step / seconds:.0f} images/s"
                 rewards = _training(result.metrics, self.problem.rewards.names)
-                notes = [self.tracked, rewards, speed, f"{_memory(self.problem.device):.0f} MB"]
+                peak = peak_memory(self.problem.device)
+                notes = [self.tracked, rewards, speed, "" if peak is None else f"{peak:.0f} MB"]
                 bar.advance(note="  ".join(filter(None, notes)))
                 if self.drifted:
                     break
@@ -162,8 +164,9 @@ class _Loop:
             timing = {
                 "seconds": seconds,
                 "images_per_second": self.plan.images_per_step / seconds,
-                "peak_memory_mb": _memory(self.problem.device),
             }
+            if (peak := peak_memory(self.problem.device)) is not None:
+                timing["peak_memory_mb"] = peak
             self.run_dir.log(done, metrics, timing)
         if last or done % self.spec.run.checkpoint_every == 0:
             self._checkpoint(done)
@@ -243,16 +246,6 @@ def _training(metrics: Mapping[str, float], names: list[str]) -> str:
     """The step's own rewards, over other prompts at every step: no trend is read from them."""
     found = [f"{name} {metrics[f'reward/{name}']:.4g}" for name in names if f"reward/{name}" in metrics]
     return "training: " + "  ".join(found) if found else ""
-
-
-def _memory(device: torch.device) -> float:
-    """Peak memory in MB: the device's on CUDA, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 class _Stop:

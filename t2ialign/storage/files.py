@@ -50,7 +50,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                with file.open("rb") as stream:
+                with file.open("rb+") as stream:  # Windows syncs only what may be written
                     os.fsync(stream.fileno())
         if path.exists():
             shutil.rmtree(path)
