@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from t2ialign import Prediction
 from t2ialign.tensors.gaussian import divergence, log_prob
 from t2ialign.tensors.paths import FlowPath
-from t2ialign_rl import awm, grpo, nft, online_dpo
 from t2ialign_rl.advantages import advantages, clipped_loss
 from t2ialign_rl.forward import like_rows, noised, squared_error, stratified
+from t2ialign_rl.methods import awm, nft, online_dpo
+from t2ialign_rl.methods import flow_grpo as grpo
 from t2ialign_solvers.config import FlowSdeConfig
 from t2ialign_solvers.flow_sde import FlowSde
 

@@ -13,16 +13,12 @@ if TYPE_CHECKING:
 
 
 class OnlineConfig(LoraOptimizerConfig):
-    """What all methods share. ``prompts.images_per_prompt`` is the size of a group."""
+    """What all methods share."""
 
     learning_rate: float = Field(3e-4, gt=0, description="AdamW's")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this L2 norm")
     updates: int = Field(1, ge=1, description="solver steps per step, each on a part of its images")
-    advantage_std: Literal["batch", "prompt"] = Field(
-        "batch", description="advantages are divided by the deviation of all rewards of a step, or of their prompt's"
-    )
-    advantage_clip: float = Field(5.0, gt=0, description="largest advantage")
 
     def requires(self) -> Requirements:
         needs = super().requires()
@@ -30,15 +26,31 @@ class OnlineConfig(LoraOptimizerConfig):
         return needs
 
     def plan(self, spec: Spec) -> Plan:
-        if spec.prompts.images_per_prompt < 2:
-            raise UsageError("prompts.images_per_prompt must be 2 or more: images of one prompt are compared")
         images = spec.prompts.per_step * spec.prompts.images_per_prompt
         if self.updates > images:
             raise UsageError(f"optimizer.updates = {self.updates}: a step has {images} images to share among them")
         return Plan(spec.run.steps, images, {"solver steps": f"{self.updates} a step"})
 
 
-class ForwardConfig(OnlineConfig):
+class GroupConfig(OnlineConfig):
+    """What methods share that compare the images of a prompt: ``prompts.images_per_prompt`` is the size of a group."""
+
+    def plan(self, spec: Spec) -> Plan:
+        if spec.prompts.images_per_prompt < 2:
+            raise UsageError("prompts.images_per_prompt must be 2 or more: images of one prompt are compared")
+        return super().plan(spec)
+
+
+class AdvantageConfig(GroupConfig):
+    """What methods share that weigh images by advantages."""
+
+    advantage_std: Literal["batch", "prompt"] = Field(
+        "batch", description="advantages are divided by the deviation of all rewards of a step, or of their prompt's"
+    )
+    advantage_clip: float = Field(5.0, gt=0, description="largest advantage")
+
+
+class ForwardConfig(AdvantageConfig):
     """What the forward-process methods share."""
 
     grid: int = Field(10, ge=1, description="steps of the model's time grid, from which learnt times are taken")
@@ -91,7 +103,7 @@ class AwmConfig(ForwardConfig):
         return 1
 
 
-class FlowGrpoConfig(OnlineConfig):
+class FlowGrpoConfig(AdvantageConfig):
     """``kind = "flow-grpo"``."""
 
     clip: float = Field(1e-4, gt=0, description="ratios count only within 1 +- clip; they are of mean log-densities")
@@ -106,3 +118,99 @@ class FlowGrpoConfig(OnlineConfig):
         needs = super().requires()
         needs["sampler"] = {"stochastic"}
         return needs
+
+
+class OnlineDpoConfig(GroupConfig):
+    """``kind = "online-dpo"``."""
+
+    beta: float = Field(
+        100.0,
+        gt=0,
+        description="strength of the implicit reward of a mean squared error: about 100 for velocities, and 5000 for"
+        " noise predictions such as Stable Diffusion's",
+    )
+    grid: int = Field(1000, ge=1, description="steps of the model's time grid, from which learnt times are taken")
+    times: int = Field(4, ge=1, description="times at which each pair is learnt from")
+    time_draw: Literal["logit-normal", "uniform"] = Field(
+        "logit-normal", description="how positions on the grid are drawn"
+    )
+    reference_every: int | None = Field(
+        None, ge=1, description="solver steps after which the policy becomes the reference; default: never"
+    )
+
+
+class DirectConfig(OnlineConfig):
+    """What methods share that follow the reward's gradient."""
+
+    target: float | None = Field(
+        None, description="images are not pushed beyond this reward: max(0, target - r) is minimised; default: -r"
+    )
+
+    def requires(self) -> Requirements:
+        needs = super().requires()
+        needs["reward"] = {"differentiable"}
+        return needs
+
+    def plan(self, spec: Spec) -> Plan:
+        for reward in spec.rewards:
+            if reward.mix.weight and reward.mix.normalise not in ("none", "range"):
+                raise UsageError(
+                    f"every image has a gradient of its own, but normalise = '{reward.mix.normalise}' of reward"
+                    f" '{reward.name}' compares images; use 'none' or 'range'"
+                )
+        return super().plan(spec)
+
+
+class DraftConfig(DirectConfig):
+    """``kind = "draft"``."""
+
+    last: int = Field(1, ge=1, description="network calls at the end that keep their gradient: K")
+    last_draw: Literal["fixed", "uniform"] = Field(
+        "fixed", description="K itself, or a number from 1 to K, drawn for every step (AlignProp)"
+    )
+    refl: int | None = Field(
+        None, ge=1, description="end at one of so many last calls, and take the x0 predicted there for the image (ReFL)"
+    )
+    noisings: int = Field(
+        0, ge=0, description="learn from so many fresh noisings of the image to its last step instead (DRaFT-LV)"
+    )
+    kl: float = Field(0.0, ge=0, description="weight of the squared distance to the base model's direction")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> DraftConfig:
+        if self.noisings and (self.refl is not None or self.last > 1):
+            raise ValueError("noisings learns from one step of its own: leave refl and last out")
+        return self
+
+    def requires(self) -> Requirements:
+        needs = super().requires()
+        needs["sampler"] = {"differentiable"}
+        return needs
+
+
+class SrpoConfig(DirectConfig):
+    """``kind = "srpo"``."""
+
+    positive: list[str] = Field(
+        ["Natural-lighting", "Detail", "Detailed", "Real"],
+        min_length=1,
+        description="phrases to come closer to, one a step; each stands before the prompt",
+    )
+    negative: list[str] = Field(
+        ["Concept art", "Painting", "Anime", "Flat", "Oil"], min_length=1, description="phrases to leave"
+    )
+    grid: int = Field(50, ge=2, description="steps of the model's time grid")
+    between: tuple[int, int] = Field((5, 25), description="steps of that grid between which noise levels lie")
+    levels: int = Field(1000, ge=20, description="noise levels there")
+    image_share: float = Field(0.9, ge=0, lt=1, description="a step is at most 1 - image_share of the levels long")
+    discount: tuple[float, float] = Field(
+        (0.1, 0.25), description="extra weight of the wanted phrase in steps that denoise, from clean to noisy"
+    )
+    discount_invert: tuple[float, float] = Field((0.3, 0.01), description="the same in steps that add noise")
+
+    @model_validator(mode="after")
+    def _inside_the_grid(self) -> SrpoConfig:
+        first, last = self.between
+        if not 0 < first < last < self.grid:
+            raise ValueError(f"between must be two ascending steps from 1 to {self.grid - 1}, the inner ones of grid")
+        return self

@@ -1,45 +1,20 @@
-"""One step of a forward-process method: draw and score images, noise them again, learn from how they are denoised."""
+"""What all methods share: drawing and scoring a step's images, updates in micro-batches and ranks, state."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from t2ialign import Denoiser, LoraOptimizer, State, StepResult, seeding
+from t2ialign import LoraOptimizer, State, StepResult, seeding
 from t2ialign.problem.problem import Batch, Problem
 from t2ialign.tensors import solver_state
 from t2ialign.tensors.accumulation import Losses, accumulate
-from t2ialign_rl.advantages import advantages
-from t2ialign_rl.forward import noised
 
-OLD = "old."
 #: Images of a step that are worth a look.
 SHOWN = 8
-
-
-@dataclass(frozen=True)
-class Noised:
-    """Some of a step's images, noised: n rows.
-
-    Attributes:
-        denoiser: bound to the rows.
-        x0, noise, x: clean latents, eps and x_t (n, *latent).
-        t: path times (n,).
-        advantages: float64 (n,).
-    """
-
-    denoiser: Denoiser
-    x0: Tensor
-    noise: Tensor
-    x: Tensor
-    t: Tensor
-    advantages: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,7 +43,7 @@ class Online(LoraOptimizer):
         losses_reported: names that losses give beside "total".
     """
 
-    losses_reported: ClassVar[list[str]]
+    losses_reported: Sequence[str]
 
     def setup(self, problem: Problem) -> None:
         super().setup(problem)
@@ -120,7 +95,8 @@ class Online(LoraOptimizer):
             self.solver.step()
             self.updates += 1
             sums = {name: total + means[name] for name, total in sums.items()}
-        return {f"learn/{name}": total / config.updates for name, total in sums.items()}
+        means = {name: total / config.updates for name, total in sums.items()}
+        return {name if "/" in name else f"learn/{name}": mean for name, mean in means.items()}
 
     def result(self, drawn: Drawn, learnt: dict[str, float]) -> StepResult:
         means = {f"reward/{name}": values[values.isfinite()] for name, values in drawn.scores.items()}
@@ -137,82 +113,3 @@ class Online(LoraOptimizer):
         super().load_state(state)
         solver_state.unpack(self.solver, self.parameters, state.tensors)
         self.updates = state.values["updates"]
-
-
-class ForwardProcess(Online):
-    """Subclasses give the loss, who draws, and how the slow policy follows.
-
-    Attributes:
-        old: the slow policy's tensors: the one that draws for NFT, the one that holds AWM back.
-    """
-
-    def setup(self, problem: Problem) -> None:
-        super().setup(problem)
-        self.old = self.copied()
-
-    @abstractmethod
-    def losses(self, rows: Noised, behaviour: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-        """Per row (n,): "total", and what is reported.
-
-        Args:
-            behaviour: theta before the step's first update, where the step has several.
-        """
-
-    @abstractmethod
-    def decay(self) -> float:
-        """What ``old`` keeps of itself after this step."""
-
-    @abstractmethod
-    def positions(self, source: torch.Generator) -> Tensor:
-        """Positions on the time grid (times,) for one image."""
-
-    def drawing(self) -> AbstractContextManager[None]:
-        """Context in which images are drawn."""
-        return nullcontext()
-
-    def step(self, index: int) -> StepResult:
-        batch = self.problem.draw(index)
-        with self.drawing():
-            drawn = self.rollout(batch)
-        rewards = self.problem.rewards.combine(drawn.scores, batch.prompt_index)
-        learnt = self.learn(index, batch, drawn.latents, rewards)
-        self.follow()
-        return self.result(drawn, learnt)
-
-    def learn(self, index: int, batch: Batch, latents: Tensor, rewards: Tensor) -> dict[str, float]:
-        """The step's updates on all images with a finite reward."""
-        problem, config, times = self.problem, self.config, self.config.times
-        denoiser = problem.backend.denoiser(batch.conditioning)
-        better = advantages(rewards, batch.prompt_index, config.advantage_std)
-        grid = denoiser.path.times(config.grid).to(latents.device)
-        sources = (seeding.generator(seeding.derive(image, "rl-times")) for image in batch.seeds)
-        t = grid[torch.stack([self.positions(source) for source in sources]).to(latents.device)].flatten()
-        behaviour = self.copied() if config.updates > 1 else None
-
-        def losses(rows: Tensor) -> dict[str, Tensor]:
-            image = rows // times
-            pairs = zip(image.tolist(), rows.tolist(), strict=True)
-            seeds = [seeding.derive(batch.seeds[i], "rl-noise", row % times) for i, row in pairs]
-            x0, noise = latents[image], seeding.normal(seeds, latents.shape[1:], latents.device)
-            x = noised(denoiser.path, x0, noise, t[rows])
-            found = Noised(denoiser.rows(image), x0, noise, x, t[rows], better[image])
-            return self.losses(found, behaviour)
-
-        return self.update(index, rewards.isfinite(), times, losses)
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """old <- d old + (1 - d) theta."""
-        decay = self.decay()
-        for name, parameter in self.parameters.items():
-            self.old[name].lerp_(parameter, 1 - decay)
-
-    def state(self) -> State:
-        state = super().state()
-        state.tensors |= {f"{OLD}{name}": tensor.cpu().clone() for name, tensor in self.old.items()}
-        return state
-
-    def load_state(self, state: State) -> None:
-        super().load_state(state)
-        for name, tensor in self.old.items():
-            tensor.copy_(state.tensors[f"{OLD}{name}"])

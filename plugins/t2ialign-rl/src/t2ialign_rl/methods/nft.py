@@ -11,9 +11,15 @@ old <- d old + (1 - d) theta                                           d follows
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+from t2ialign_rl.config import NftConfig
+from t2ialign_rl.forward_process import ForwardProcess, Noised, distance, predicted
 
 Mode = Literal["all", "positive-only", "negative-only", "one-only", "binary"]
 Decay = Literal["none", "linear", "delayed"]
@@ -69,3 +75,32 @@ def old_decay(schedule: Decay, updates: int) -> float:
         case "delayed":
             return 0.0 if updates < 75 else min(0.0075 * (updates - 75), 0.999)
     return 0.0
+
+
+class Nft(ForwardProcess):
+    """The old policy draws; the loss is on x0."""
+
+    Config = NftConfig
+    losses_reported = ("policy", "kl")
+
+    def drawing(self) -> AbstractContextManager[None]:
+        return self.problem.adapter.swapped(self.old)
+
+    def decay(self) -> float:
+        return old_decay(self.config.old_decay, self.updates)
+
+    def positions(self, source: torch.Generator) -> Tensor:
+        usable = int(self.config.grid * self.config.timestep_fraction)
+        return torch.randperm(usable, generator=source)[: self.config.times]
+
+    def losses(self, rows: Noised, behaviour: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        config, adapter = self.config, self.problem.adapter
+        path = rows.denoiser.path
+        # The others come before theta, whose graph a swap would break.
+        old = predicted(rows, adapter.swapped(self.old)).x0
+        base = predicted(rows, adapter.disabled()) if config.kl else None
+        prediction = rows.denoiser(rows.x, rows.t)
+        r = optimality(rows.advantages, config.advantage_clip, config.advantage_mode).to(old)
+        policy = config.advantage_clip * nft_loss(prediction.x0, old, rows.x0, r, config.beta)
+        kl = distance(path, prediction, base)
+        return {"total": policy + config.kl * kl, "policy": policy, "kl": kl}

@@ -1,0 +1,1 @@
+"""One file a method: its equations, and the optimizer that follows them."""
