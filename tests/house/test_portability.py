@@ -48,8 +48,8 @@ def posix_only(source: str) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and id(node) not in guarded and node.module in MODULES:
             found.append(str(node.module))
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if (node.value.id == "os" and node.attr in NAMES) or (node.value.id == "signal" and node.attr in SIGNALS):
-                found.append(f"{node.value.id}.{node.attr}")
+            risky = {"os": NAMES, "signal": SIGNALS}.get(node.value.id, ())
+            found += [f"{node.value.id}.{node.attr}"] if node.attr in risky else []
     return found
 
 
