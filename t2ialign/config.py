@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -45,6 +46,13 @@ class Config(BaseModel):
     def reads(self) -> set[str]:
         """Keys of a prompt's data without which a reward cannot score it; every prompt must have them."""
         return set()
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        """What of these options has no effect at the settings of the others, and what of the prompts is not read.
+
+        One sentence each, printed before the work. Files of a checkpoint are looked at where they are on disk.
+        """
+        return []
 
     def requires(self) -> Requirements:
         """Requirements that depend on the options, on top of the registered ones."""

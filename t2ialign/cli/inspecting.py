@@ -13,6 +13,7 @@ from t2ialign import plugins as registry_module
 from t2ialign.cli.running import Overrides, SpecFile
 from t2ialign.evaluation.schedule import schedule
 from t2ialign.plugins import Registry
+from t2ialign.remarks.collect import all_prompts, remarks
 from t2ialign.spec import parse as specs
 from t2ialign.spec.model import Spec
 
@@ -46,6 +47,8 @@ def validate(spec: SpecFile, overrides: Overrides = None) -> None:
     typer.echo(f"{spec} is valid")
     for name, value in lines.items():
         typer.echo(f"  {name:24}{value}")
+    for remark in remarks(parsed, all_prompts(parsed)):
+        typer.echo(f"note: {remark}")
 
 
 def _lora_parameters(spec: Spec) -> str:

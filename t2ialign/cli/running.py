@@ -41,6 +41,8 @@ def quiet_libraries() -> None:
     """Keep notices that no user can act on out of the progress display; call it before torch is imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else a fork warning for every data worker
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for chatter in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(chatter).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)(\..*)?")
 
 

@@ -67,9 +67,13 @@ def score(
     from t2ialign.tensors.distributed import device as resolve_device
 
     quiet_libraries()
+    display = Display()
+    for part in chosen:
+        for remark in part.config.remarks(texts or []):
+            display.say(f"note: reward '{part.name}': {remark}")
     place = resolve_device(device)
     rewards = {part.name: part.build(place) for part in chosen}
-    with Display().bar("scoring", len(files)) as bar:
+    with display.bar("scoring", len(files)) as bar:
         result = scoring.score_images(files, texts, rewards, batch, bar.advance)
     if json_file is not None:
         settings = {

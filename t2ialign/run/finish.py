@@ -45,6 +45,8 @@ def finish(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display
     if attempt("export", lambda: write_export(optimizer, folder)):
         display.say("checking the export")
         attempt("check of the export", lambda: check_export(optimizer, folder))
+        for remark in run.remarks():
+            _add_to_card(folder, f"Note: {remark}.")
     attempt("evaluation", lambda: _warn(folder, evaluate_run(run, problem, optimizer, display)))
     attempt("report", lambda: report.write(run))
     if failures:

@@ -28,12 +28,12 @@ def _peak_working_set() -> float | None:
     sizes = [
         "PeakWorkingSetSize",
         "WorkingSetSize",
-        "PeakPaged",
-        "Paged",
-        "PeakNonPaged",
-        "NonPaged",
-        "Pagefile",
-        "PeakPagefile",
+        "QuotaPeakPagedPoolUsage",
+        "QuotaPagedPoolUsage",
+        "QuotaPeakNonPagedPoolUsage",
+        "QuotaNonPagedPoolUsage",
+        "PagefileUsage",
+        "PeakPagefileUsage",
     ]
 
     class Counters(ctypes.Structure):

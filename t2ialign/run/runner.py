@@ -19,6 +19,7 @@ from t2ialign.evaluation.schedule import schedule
 from t2ialign.problem.checks import batch_independence, first_images
 from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
 from t2ialign.problem.problem import Problem, assemble
+from t2ialign.remarks.collect import all_prompts, remarks
 from t2ialign.run import checks
 from t2ialign.run.display import Display
 from t2ialign.run.failures import explained
@@ -85,11 +86,12 @@ def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | No
     display = display or Display(quiet=not world.is_main)
     display.say(f"run directory: {run.path}")
     checkpoints.commits.update(run.revisions())
+    early = _remark(spec, display)
     with explained(run.path, "while loading"):
         problem = assemble(spec, world, display.say, run.output)
         optimizer = load_optimizer(problem)
     if world.is_main:
-        run.record_revisions(checkpoints.commits)
+        run.record(revisions=dict(checkpoints.commits), remarks=_remark(spec, display, early))
     saved = run.load_checkpoint()
     first = 0
     if saved is not None:
@@ -106,6 +108,15 @@ def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | No
             images.save_png(error.image, run.path / "nonfinite.png")
         raise
     return run
+
+
+def _remark(spec: Spec, display: Display, told: Sequence[str] = ()) -> list[str]:
+    """Say what was not told yet: what only a checkpoint's files tell is known once they are here."""
+    found = remarks(spec, all_prompts(spec))
+    for remark in found:
+        if remark not in told:
+            display.say(f"note: {remark}")
+    return found
 
 
 class _Loop:
@@ -173,7 +184,7 @@ class _Loop:
 
     def _checkpoint(self, done: int) -> None:
         if self.main:
-            self.run_dir.record_revisions(checkpoints.commits)  # some load with the first image
+            self.run_dir.record(revisions=dict(checkpoints.commits))  # some load with the first image
             with blaming(self.optimizer.label):
                 state = self.optimizer.state()
             self.run_dir.save_checkpoint(done, state, self.spec.run.keep_checkpoints)

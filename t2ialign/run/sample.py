@@ -39,6 +39,8 @@ def sample(spec: Spec, texts: Sequence[str], count: int, seed: int, lora: str | 
     device = distributed.device(spec.run.device)
     display.say(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
     backend = spec.backend.build(device)
+    for remark in spec.backend.config.remarks(texts):
+        display.say(f"note: backend: {remark}")
     sampler = spec.sampler.build(device) if spec.sampler else None
     conditioning = backend.encode(list(texts))
     if lora is not None:

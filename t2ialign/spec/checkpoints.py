@@ -48,6 +48,18 @@ def local_path(reference: str, base: Path | None = None) -> Path | None:
     return None
 
 
+def on_disk(reference: str, revision: str | None = None) -> Path | None:
+    """The folder of a checkpoint if it is here already: local, in a package, or in the hub's cache."""
+    if (path := local_path(reference)) is not None or not looks_like_hub_id(reference):
+        return path
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model_index.json", "tokenizer_config.json", "config.json"):
+        if isinstance(file := try_to_load_from_cache(reference, name, revision=revision), str):
+            return Path(file).parent
+    return None
+
+
 def looks_like_hub_id(reference: str) -> bool:
     return _HUB_ID.fullmatch(reference) is not None
 

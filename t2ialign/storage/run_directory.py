@@ -10,7 +10,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,21 @@ class RunDir:
 
     def revisions(self) -> dict[str, str]:
         """Commits of hub repositories that the run has used, as ``checkpoints.commits`` has them."""
-        file = self.path / "environment.json"
-        return json.loads(file.read_text(encoding="utf-8")).get("revisions", {}) if file.is_file() else {}
+        return self._environment().get("revisions", {})
 
-    def record_revisions(self, commits: Mapping[str, str]) -> None:
-        """Keep them in ``environment.json``, for ``resume``."""
-        if dict(commits) != self.revisions():
-            file = self.path / "environment.json"
-            files.write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"revisions": dict(commits)})
+    def remarks(self) -> list[str]:
+        """What of the spec has no effect, as the run said before its first step."""
+        return self._environment().get("remarks", [])
+
+    def record(self, **facts: Any) -> None:
+        """Keep facts that only the loaded run knows in ``environment.json``."""
+        known = self._environment()
+        if known | facts != known:
+            files.write_json(self.path / "environment.json", known | facts)
+
+    def _environment(self) -> dict[str, Any]:
+        file = self.path / "environment.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def log(self, step: int, metrics: dict[str, float], timing: dict[str, float] | None = None) -> None:
         """Append one step. Metrics are functions of the spec alone; clocks and memory go to a file of their own."""

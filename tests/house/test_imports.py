@@ -18,6 +18,7 @@ ORDER = """\
 errors hookspecs
 config declaration plugins
 spec
+remarks
 tensors
 storage
 parts lora

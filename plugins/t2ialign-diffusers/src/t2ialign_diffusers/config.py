@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from t2ialign.config import LORA, BackendConfig, Config, LoraFormat
+from t2ialign.remarks.text_limits import TextLimit, cut_prompts
+from t2ialign.spec import checkpoints
+
+
+def _tokenizer(folder: Path) -> Any:
+    """Of a folder with a vocabulary in a form of its own, such as CLIP's in SD1.5."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer
 
 
 class QuantizationConfig(Config):
@@ -85,6 +96,20 @@ class DiffusersConfig(BackendConfig):
             raise ValueError("compiled code keeps its weights in place: set offload = 'none', or compile = 'none'")
         return self
 
+    def text_limit(self, folder: Path) -> TextLimit | None:
+        """How much of a prompt the text encoder with the longest limit reads; None where there is no telling."""
+        return TextLimit()
+
+    def folder(self) -> Path | None:
+        """The checkpoint, once it is on disk."""
+        return checkpoints.on_disk(self.checkpoint, self.revision)
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        found, folder = super().remarks(prompts), self.folder()
+        if folder is not None and (limit := self.text_limit(folder)):
+            found += cut_prompts("the text encoder", limit, folder, prompts, _tokenizer)
+        return found
+
     def lora_formats(self) -> dict[LoraFormat, str]:
         formats: dict[LoraFormat, str] = {**super().lora_formats(), "diffusers": "diffusers"}
         return formats if self.quantization else {**formats, "fused": "what reads the checkpoint"}
@@ -110,3 +135,13 @@ class GuidedConfig(DiffusersConfig):
     negative_prompt: str | None = Field(
         None, description="what guidance leads away from; default: the empty prompt, as the pipeline encodes it"
     )
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        found = super().remarks(prompts)
+        if self.negative_prompt and not self.guided():
+            found.append(f"negative_prompt: guidance_scale = {self.guidance_scale:g} switches guidance off")
+        return found
+
+    def guided(self) -> bool:
+        """Whether there is a second, negative branch."""
+        return self.guidance_scale > 1

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from t2ialign import BackendConfig
 from t2ialign.config import Checkpoint, Dtype
+from t2ialign.remarks.text_limits import TextLimit, cut_prompts
+from t2ialign.spec import checkpoints
+
+#: Most tokens of a prompt, in all released models.
+TEXT_LENGTH = 512
 
 Temperature = Annotated[float, Field(gt=0)]
 Guidance = Annotated[float, Field(ge=0)]
@@ -44,6 +50,13 @@ class InfinityConfig(BackendConfig):
         False,
         description="append the authors' words for good-looking faces to prompts about people; rewards do not see them",
     )
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        found, folder = super().remarks(prompts), checkpoints.on_disk(self.text_encoder)
+        if self.top_k == 1 and self.top_p != 0.97:
+            found.append(f"top_p = {self.top_p:g}: top_k = 1 draws no bit")
+        limit = TextLimit("", TEXT_LENGTH)
+        return found + (cut_prompts("the text encoder", limit, folder, prompts) if folder else [])
 
     def lora_targets(self) -> list[str]:
         return ["mat_qkv", "mat_q", "mat_kv", "proj", "fc1", "fc2"]

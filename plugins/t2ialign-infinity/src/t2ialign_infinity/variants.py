@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from t2ialign_infinity.config import TEXT_LENGTH
+
 _VAE_F16 = {"ch": 128, "ch_mult": [1, 2, 4, 4, 4], "num_res_blocks": 2}
 _VAE_F8 = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
 
@@ -41,7 +43,7 @@ def _variant(
         "heads": heads,
         "chunks": chunks,
         "text_channels": 2048,
-        "text_length": 512,
+        "text_length": TEXT_LENGTH,
     }
     autoencoder = {"bits": bits, "patchify": patchify} | (_VAE_F8 if patchify else _VAE_F16)
     return Variant(weights, vae, resolution, tau, transformer, autoencoder)

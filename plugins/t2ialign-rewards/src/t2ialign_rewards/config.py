@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from t2ialign.config import Checkpoint, Config, Dtype
+from t2ialign.remarks.text_limits import TextLimit, cut_prompts
+from t2ialign.spec import checkpoints
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 CLIP_B = "openai/clip-vit-base-patch32"
+#: ImageReward's authors cut a prompt to this many.
+IMAGEREWARD_TOKENS = 35
 
 Resize = Literal["crop", "letterbox", "stretch"]
 Interpolation = Literal["bicubic", "bilinear"]
+
+
+def cut(prompts: Sequence[str], tokens: int | None, *references: str) -> list[str]:
+    """The remark on prompts longer than a model reads; the first reference on disk that has a tokenizer counts.
+
+    Args:
+        tokens: most of them; None: what the first reference, a CLIP model, has in its config.json.
+    """
+    folders = [folder for folder in map(checkpoints.on_disk, references) if folder is not None]
+    if tokens is None:
+        file = folders[0] / "config.json" if folders else None
+        settings = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
+        tokens = settings.get("text_config", {}).get("max_position_embeddings", 77)
+    for folder in folders:
+        if (folder / "tokenizer_config.json").is_file():
+            limit = TextLimit("", min(tokens, TextLimit("").own(folder) or tokens))
+            return cut_prompts("the model", limit, folder, prompts)
+    return []
 
 
 class NetworkConfig(Config):
@@ -38,6 +62,13 @@ class ClipConfig(NetworkConfig):
         CLIP_H, description="tokenizer for a model without one of its own; all released CLIP models share it"
     )
 
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        return super().remarks(prompts) + cut(self.read_from(prompts), None, self.model, self.tokenizer)
+
+    def read_from(self, prompts: Sequence[str]) -> Sequence[str]:
+        """Texts that its tokenizer reads."""
+        return prompts
+
 
 class PickScoreConfig(ClipConfig):
     """``pickscore``."""
@@ -54,6 +85,9 @@ class ClipScoreConfig(ClipConfig):
     offset: float = Field(0.0, description="added to the scaled cosine")
     minimum: float | None = Field(None, description="lower scores are raised to it; their gradient is zero")
     text: str | None = Field(None, description="compare every image with this text; default: with its prompt")
+
+    def read_from(self, prompts: Sequence[str]) -> Sequence[str]:
+        return prompts if self.text is None else []
 
 
 class ClipTextConfig(ClipScoreConfig):
@@ -88,6 +122,9 @@ class ClipDiversityConfig(ClipConfig):
 
     model: Checkpoint = Field(CLIP_B, description="CLIP model whose image embeddings are compared")
 
+    def read_from(self, prompts: Sequence[str]) -> Sequence[str]:
+        return []
+
 
 class HpsConfig(NetworkConfig):
     """``hps``: cosine in the CLIP space of HPSv2, about 0.2 to 0.35."""
@@ -101,6 +138,9 @@ class HpsConfig(NetworkConfig):
         "letterbox", description="'letterbox' as in the authors' benchmark, 'crop' as in ReNO; the same for squares"
     )
 
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        return super().remarks(prompts) + cut(prompts, None, self.base)
+
 
 class ImageRewardConfig(NetworkConfig):
     """``imagereward``: about standard normal over generated images."""
@@ -109,6 +149,9 @@ class ImageRewardConfig(NetworkConfig):
         "THUDM/ImageReward", description="hub id or folder with ImageReward.pt or .safetensors, or that file"
     )
     tokenizer: Checkpoint = Field("google-bert/bert-base-uncased", description="BERT tokenizer")
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        return super().remarks(prompts) + cut(prompts, IMAGEREWARD_TOKENS, self.tokenizer)
 
 
 class AestheticConfig(NetworkConfig):
@@ -144,6 +187,9 @@ class MpsConfig(NetworkConfig):
         description="prompt tokens of a lower relevance to the condition are not looked at; 0.3 in the authors'"
         " evaluation, 0.01 in their pairwise code",
     )
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        return super().remarks(prompts) + cut(prompts, None, self.base)
 
 
 class JpegConfig(Config):

@@ -15,13 +15,12 @@ from t2ialign.errors import UsageError
 from t2ialign_rewards import weights
 from t2ialign_rewards.affine_head import AffineHead
 from t2ialign_rewards.clip import SETTINGS
-from t2ialign_rewards.config import ImageRewardConfig
+from t2ialign_rewards.config import IMAGEREWARD_TOKENS, ImageRewardConfig
 from t2ialign_rewards.network_reward import NetworkReward
 from t2ialign_rewards.preprocess import Preprocess
 from t2ialign_rewards.text import Tokenizer
 
 FILES = ("ImageReward.safetensors", "ImageReward.pt")
-TOKENS = 35
 #: The authors standardise with these; the checkpoint does not hold them.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 
@@ -62,7 +61,7 @@ class ImageRewardNetwork(nn.Module):
 
     def tokenize(self, prompts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Ids and 0/1 mask, each (B, 35): a fixed length, so that a row does not depend on the others."""
-        ids = torch.zeros(len(prompts), TOKENS, dtype=torch.long)
+        ids = torch.zeros(len(prompts), IMAGEREWARD_TOKENS, dtype=torch.long)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             tokens = self.tokenizer(prompt)
@@ -92,7 +91,7 @@ class ImageReward(NetworkReward):
         text = weights.from_state(
             BlipTextModel, text_sizes, text_state, config.dtype, str(file), add_pooling_layer=False
         )
-        tokenizer = Tokenizer.load(checkpoints.resolve(config.tokenizer, patterns=SETTINGS), TOKENS)
+        tokenizer = Tokenizer.load(checkpoints.resolve(config.tokenizer, patterns=SETTINGS), IMAGEREWARD_TOKENS)
         preprocess = Preprocess(vision.config.image_size, config.resize, config.interpolation)
         return ImageRewardNetwork(vision, text, AffineHead.collapse(head_state, str(file)), tokenizer, preprocess)
 

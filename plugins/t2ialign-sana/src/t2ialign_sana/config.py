@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
 from t2ialign.config import Checkpoint
+from t2ialign.remarks.text_limits import TextLimit
 from t2ialign_diffusers.config import DiffusersConfig, GuidedConfig
 
 
@@ -17,6 +19,11 @@ class SanaTextConfig(DiffusersConfig):
     complex_human_instruction: bool = Field(
         True, description="put the pipeline's default instruction in front of every prompt, as a plain call does"
     )
+
+    def text_limit(self, folder: Path) -> TextLimit:
+        own = TextLimit().own(folder)
+        tokens = min(self.max_sequence_length, own or self.max_sequence_length)
+        return TextLimit("tokenizer", tokens, "max_sequence_length raises that" if own is None or tokens < own else "")
 
     def lora_targets(self) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0", "linear_1", "linear_2", "proj_out", "linear"]

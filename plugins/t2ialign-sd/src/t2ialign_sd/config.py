@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
 from t2ialign.config import Checkpoint, LoraFormat
+from t2ialign.remarks.text_limits import TextLimit
 from t2ialign_diffusers.config import GuidedConfig
 
 CHECKPOINT_TEXT = "hub id, local folder, or 'pkg:<package>/<path>'"
@@ -82,6 +86,9 @@ class PixArtDmdConfig(GuidedConfig):
     )
     max_sequence_length: int = Field(120, ge=1, description="prompt tokens kept")
 
+    def text_limit(self, folder: Path) -> TextLimit:
+        return TextLimit("tokenizer", self.max_sequence_length, "max_sequence_length raises that")
+
     def lora_formats(self) -> dict[LoraFormat, str]:
         return {
             **super().lora_formats(),
@@ -98,6 +105,9 @@ class Sd3Config(GuidedConfig):
     checkpoint: Checkpoint = Field("stabilityai/stable-diffusion-3.5-medium", description=CHECKPOINT_TEXT)
     guidance_scale: float = Field(4.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
     max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept")
+
+    def text_limit(self, folder: Path) -> TextLimit:
+        return TextLimit("tokenizer_3", self.max_sequence_length, "max_sequence_length raises that, up to 512")
 
     def lora_formats(self) -> dict[LoraFormat, str]:
         return {
@@ -127,6 +137,22 @@ class FluxConfig(GuidedConfig):
         ge=1,
         description="T5 tokens kept; default: 512 for FLUX.1-dev, 256, its most, for FLUX.1-schnell",
     )
+
+    def text_limit(self, folder: Path) -> TextLimit:
+        tokens = self.max_sequence_length or (512 if self.distilled(folder) else 256)
+        return TextLimit("tokenizer_2", tokens, "max_sequence_length raises that" if tokens < 256 else "")
+
+    @staticmethod
+    def distilled(folder: Path) -> bool:
+        """Whether guidance is an input of the network, as in FLUX.1-dev; FLUX.1-schnell has none."""
+        file = folder / "transformer/config.json"
+        return file.is_file() and bool(json.loads(file.read_text(encoding="utf-8")).get("guidance_embeds"))
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        found, folder = super().remarks(prompts), self.folder()
+        if folder is not None and self.distilled_guidance != 3.5 and not self.distilled(folder):
+            found.append(f"distilled_guidance = {self.distilled_guidance:g}: this network has no such input")
+        return found
 
     def lora_formats(self) -> dict[LoraFormat, str]:
         return {

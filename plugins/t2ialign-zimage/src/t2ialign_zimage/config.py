@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
 from t2ialign.config import CHECKPOINT, Checkpoint, LoraFormat
+from t2ialign.remarks.text_limits import TextLimit
 from t2ialign_diffusers.config import GuidedConfig
 
 
@@ -48,6 +50,13 @@ class ZImageConfig(GuidedConfig):
     def withholds(self) -> dict[str, str]:
         lost = {"weights": "take a network_file in .safetensors"} if self.is_gguf else {}
         return super().withholds() | lost
+
+    def guided(self) -> bool:
+        return self.guidance_scale > 0
+
+    def text_limit(self, folder: Path) -> TextLimit:
+        template = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+        return TextLimit("tokenizer", self.max_sequence_length, "max_sequence_length raises that", template)
 
     def lora_targets(self) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0", "linear", "w1", "w2", "w3"]
