@@ -129,6 +129,7 @@ class Problem:
         seeds: Sequence[int],
         sampler: Sampler | Callable[[slice], Sampler] | None = None,
         trajectory: bool = False,
+        noise: Tensor | None = None,
     ) -> Rollout:
         """Latents and images of a diffusion model in micro-batches, without gradients.
 
@@ -137,12 +138,14 @@ class Problem:
             seeds: one per image.
             sampler: default: the run's; a function gives each slice of rows a sampler of its own.
             trajectory: keep what a ``StepSampler`` went through, too.
+            noise: initial noise (B, *latent_shape) in place of the seeds' own.
         """
         chosen = sampler or self.sampler
 
         def part(rows: slice) -> Rollout:
             own = chosen if isinstance(chosen, Sampler) else chosen(rows) if chosen else None
-            return draw(self.backend, own, conditioning[rows], seeds[rows], trajectory)
+            start = None if noise is None else noise[rows]
+            return draw(self.backend, own, conditioning[rows], seeds[rows], trajectory, start)
 
         return self.retrying(lambda size: joined([part(rows) for rows in split(len(seeds), size)]))
 

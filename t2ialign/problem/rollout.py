@@ -34,7 +34,12 @@ class Rollout:
 
 
 def draw(
-    backend: Backend, sampler: Sampler | None, conditioning: Conditioning, seeds: Sequence[int], trajectory: bool
+    backend: Backend,
+    sampler: Sampler | None,
+    conditioning: Conditioning,
+    seeds: Sequence[int],
+    trajectory: bool,
+    noise: Tensor | None = None,
 ) -> Rollout:
     """One micro-batch.
 
@@ -44,7 +49,7 @@ def draw(
     if sampler is None:
         raise ValueError("a rollout needs a sampler")
     with blaming(backend.label):
-        denoiser, noise = backend.denoiser(conditioning), backend.noise(seeds)
+        denoiser, noise = backend.denoiser(conditioning), backend.noise(seeds) if noise is None else noise
     if not trajectory:
         with blaming(sampler.label):
             latents = checked_latents(sampler, sampler.sample(denoiser, noise, seeds), noise)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
 
 import pytest
 import torch
 from PIL import Image
+from ranks import Meeting, Rank
 from safetensors.torch import load_file
 
 from t2ialign import Optimizer
@@ -19,7 +19,6 @@ from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
 from t2ialign.storage import images
-from t2ialign.tensors.distributed import World
 
 QUIET = Display(quiet=True)
 
@@ -215,29 +214,3 @@ def test_peers_share_the_rows_and_find_the_same(reno_spec):
     for optimizer in ranks:
         for name, tensor in optimizer.state().tensors.items():
             torch.testing.assert_close(tensor, alone.state().tensors[name], equal_nan=True)
-
-
-class Meeting:
-    """Where threads that play ranks exchange tensors."""
-
-    def __init__(self, size: int) -> None:
-        self.tensors: list[torch.Tensor | None] = [None] * size
-        self.barrier = Barrier(size)
-
-    def exchange(self, rank: int, tensor: torch.Tensor) -> torch.Tensor:
-        self.tensors[rank] = tensor
-        self.barrier.wait(timeout=30)
-        together = torch.cat(self.tensors)
-        self.barrier.wait(timeout=30)
-        return together
-
-
-class Rank(World):
-    """A thread among ``size``."""
-
-    def __init__(self, rank: int, size: int, meeting: Meeting) -> None:
-        super().__init__(rank, size)
-        self.__dict__["meeting"] = meeting
-
-    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.meeting.exchange(self.rank, tensor)

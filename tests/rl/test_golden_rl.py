@@ -10,9 +10,11 @@ from t2ialign import Prediction
 from t2ialign.tensors.gaussian import divergence, log_prob
 from t2ialign.tensors.paths import FlowPath
 from t2ialign_rl.advantages import advantages, clipped_loss
+from t2ialign_rl.config import FlowGrpoConfig
 from t2ialign_rl.forward import like_rows, noised, squared_error, stratified
 from t2ialign_rl.methods import awm, nft, online_dpo
 from t2ialign_rl.methods import flow_grpo as grpo
+from t2ialign_rl.windows import Windowed, window_start
 from t2ialign_solvers.config import FlowSdeConfig
 from t2ialign_solvers.flow_sde import FlowSde
 
@@ -262,6 +264,59 @@ def test_grpo_loss_and_gradients():
     loss = rows.mean() + hyper(GRPO, "kl_weight") * published.mean()
     close(loss, GRPO["loss"])
     gradient_close(loss, v, GRPO["grad_v_theta"])
+
+
+@pytest.mark.parametrize("form", ["cps", "dance"])
+def test_grpo_other_steps(form):
+    path, x, level = FlowPath(), GRPO["x_t"], hyper(GRPO, "noise_level")
+    t, s = (like_rows(GRPO["sigmas"][GRPO["step_index"] + more], x) for more in (0, 1))
+    sampler = FlowSde(FlowSdeConfig(noise=level, form=form))
+
+    def transition(velocity):
+        prediction = Prediction(x - t * velocity, x + (1 - t) * velocity)
+        return sampler.transition(path, x, prediction, t, s)
+
+    mean, std = transition(GRPO["v_old"])
+    following = mean + std * GRPO["step_noise"]
+    close(following, GRPO[f"{form}_next_sample"])
+    close(transition(GRPO["v_theta"])[0], GRPO[f"{form}_mean_theta"])
+    for name in ("old", "theta"):
+        mean, std = transition(GRPO[f"v_{name}"])
+        if form == "cps":
+            close(std.flatten(), GRPO["cps_std"])
+            close(-squared_error(following, mean), GRPO[f"cps_log_prob_{name}"])
+        else:
+            close(log_prob(following, mean, std), GRPO[f"dance_log_prob_{name}"], CONSTANT)
+
+
+def test_grpo_ode_steps_outside_the_window():
+    x, index = GRPO["x_t"], GRPO["step_index"]
+    path = FlowPath()
+    path.grid = lambda _steps: GRPO["sigmas"]
+    t, s = (like_rows(GRPO["sigmas"][index + more], x) for more in (0, 1))
+    velocity = GRPO["v_theta"]
+    prediction = Prediction(x - t * velocity, x + (1 - t) * velocity)
+    inner = FlowSde(FlowSdeConfig(noise=hyper(GRPO, "noise_level")))
+    mean, std = Windowed(inner, 2, 5).transition(path, x, prediction, t, s)
+    inside = (index >= 2) & (index < 5)
+    assert inside.any() and not inside.all()  # noqa: PT018
+    close(mean[~inside], GRPO["ode_next_theta"][~inside])
+    close(mean[inside], GRPO["mean_theta"][inside])
+    close(std.flatten(), torch.where(inside, GRPO["std"], 0.0))
+
+
+@pytest.mark.parametrize(("name", "stride"), [("overlap", 1), ("jump", 2), ("clip", 1)])
+def test_grpo_sliding_windows(name, stride):
+    """As published until it comes to an empty window, in which nothing would be learnt; here it begins again."""
+    size, end, every = (GRPO[f"win_{key}"].item() for key in ("size", "max_timesteps", "iters_per_group"))
+    config = FlowGrpoConfig(window=size, window_every=every, window_stride=stride)
+    starts = [window_start(config, index, end, 0) for index in range(len(GRPO[f"win_{name}_start"]))]
+    lengths = [min(start + size, end) - start for start in starts]
+    full = (GRPO[f"win_{name}_len"] == 0).nonzero()[0, 0]
+    assert starts[:full] == GRPO[f"win_{name}_start"][:full].tolist()
+    assert lengths[:full] == GRPO[f"win_{name}_len"][:full].tolist()
+    assert starts[full] == 0
+    assert min(lengths) > 0
 
 
 def test_grpo_advantages_are_clipped():

@@ -107,6 +107,26 @@ class FlowGrpoConfig(AdvantageConfig):
     """``kind = "flow-grpo"``."""
 
     clip: float = Field(1e-4, gt=0, description="ratios count only within 1 +- clip; they are of mean log-densities")
+    log_prob: Literal["density", "distance"] = Field(
+        "density",
+        description="what ratios compare: log-densities, or squared distances to the mean alone, as published with CPS",
+    )
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="steps of the sampler that have noise and are learnt from; the others follow the ODE (MixGRPO,"
+        " Flow-GRPO-Fast). Default: all",
+    )
+    window_course: Literal["fixed", "sliding", "random"] = Field(
+        "sliding", description="where the window is: at its first place, moving on, or drawn for every step of the run"
+    )
+    window_first: int = Field(0, ge=0, description="first step of the sampler that a window may hold")
+    window_every: int = Field(25, ge=1, description="steps of the run after which a sliding window moves on")
+    window_stride: int = Field(1, ge=1, description="how far")
+    same_noise: bool = Field(
+        False,
+        description="images of a prompt start from the same noise; with a window they are drawn once up to there",
+    )
     timestep_fraction: float = Field(0.99, gt=0, le=1, description="part of the steps that is learnt from, noisy first")
     kl: float = Field(0.0, ge=0, description="weight of the KL divergence to the base model")
     kl_form: Literal["published", "exact"] = Field(

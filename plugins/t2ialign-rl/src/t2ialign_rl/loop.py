@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from t2ialign import LoraOptimizer, State, StepResult, seeding
+from t2ialign import LoraOptimizer, Sampler, State, StepResult, seeding
 from t2ialign.problem.problem import Batch, Problem
 from t2ialign.tensors import solver_state
 from t2ialign.tensors.accumulation import Losses, accumulate
@@ -56,11 +56,25 @@ class Online(LoraOptimizer):
     def copied(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
-    def rollout(self, batch: Batch, trajectory: bool = False) -> Drawn:
+    def rollout(
+        self, batch: Batch, trajectory: bool = False, sampler: Sampler | None = None, same_noise: bool = False
+    ) -> Drawn:
+        """A step's images, each rank its share of them.
+
+        Args:
+            trajectory: keep the transitions.
+            sampler: default: the run's.
+            same_noise: all images of a prompt start from that of its first.
+        """
         problem, count = self.problem, len(batch.seeds)
         mine = problem.world.mine(count)
         conditioning, seeds = batch.conditioning[mine], [batch.seeds[row] for row in mine]
-        drawn = problem.rollout(conditioning, seeds, trajectory=trajectory)
+        noise = None
+        if same_noise:
+            size = count // len(batch.prompts)
+            first = [batch.seeds[row - row % size] for row in mine]
+            noise = problem.backend.noise(first)
+        drawn = problem.rollout(conditioning, seeds, sampler, trajectory, noise)
         references = problem.references(conditioning, seeds, optimised_only=True)
         scores = problem.rewards.score(
             drawn.images, conditioning.prompts, micro_batch=problem.micro_batch, references=references

@@ -154,6 +154,11 @@ class FlowSdeConfig(SamplerConfig):
 
     steps: int = Field(10, ge=1, description="intervals from noise to data, on the checkpoint's own grid")
     noise: float = Field(0.7, gt=0, description="noise level a; 0.7 in the paper")
+    form: Literal["sde", "cps", "dance"] = Field(
+        "sde",
+        description="steps of Flow-GRPO; ones that keep the noise level (CPS, a at most 1); or DanceGRPO's, whose"
+        " noise is even along the path",
+    )
 
     def evaluations(self) -> int:
         return self.steps

@@ -1,6 +1,8 @@
-"""The stochastic sampler of Flow-GRPO (arXiv 2505.05470) for rectified flows."""
+"""The stochastic samplers of Flow-GRPO (arXiv 2505.05470) and its relatives, for rectified flows."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -16,7 +18,10 @@ class FlowSde(StepSampler):
         b = a sqrt(t / (1 - t))
         mean = x + (v + b^2 / (2 t) (x + (1 - t) v)) h,    std = b sqrt(-h)
 
-    At t = 1, where b is infinite, 1 - t is taken at the end of the step.
+    At t = 1, where b is infinite, 1 - t is taken at the end of the step. Other forms:
+
+        cps:    mean = (1 - s) x0 + sqrt(s^2 - std^2) eps,          std = s sin(a pi / 2)
+        dance:  mean = x + (v + a^2 / (2 t) eps) h,                 std = a sqrt(-h)
     """
 
     Config = FlowSdeConfig
@@ -34,7 +39,13 @@ class FlowSde(StepSampler):
     def transition(
         self, path: DiffusionPath, x: Tensor, prediction: Prediction, t: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
+        if self.config.form == "cps":
+            std = s * math.sin(self.config.noise * math.pi / 2)
+            return (1 - s) * prediction.x0 + torch.sqrt(s**2 - std**2) * prediction.eps, std
         velocity, step = prediction.eps - prediction.x0, s - t
+        if self.config.form == "dance":
+            drift = velocity + self.config.noise**2 / (2 * t) * prediction.eps
+            return x + drift * step, self.config.noise * torch.sqrt(-step)
         variance = self.config.noise**2 * t / (1 - torch.where(t == 1, s, t))
         drift = velocity + variance / (2 * t) * (x + (1 - t) * velocity)
         return x + drift * step, torch.sqrt(-variance * step)

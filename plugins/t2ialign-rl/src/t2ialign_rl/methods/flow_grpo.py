@@ -22,6 +22,7 @@ from t2ialign_rl.advantages import advantages, clipped_loss
 from t2ialign_rl.config import FlowGrpoConfig
 from t2ialign_rl.forward import flow_time
 from t2ialign_rl.loop import Online
+from t2ialign_rl.windows import Windowed, window_start
 
 KlForm = Literal["published", "exact"]
 
@@ -58,17 +59,18 @@ class FlowGrpo(Online):
     def step(self, index: int) -> StepResult:
         problem, config, batch = self.problem, self.config, self.problem.draw(index)
         size = problem.micro_batch
-        drawn = self.rollout(batch, trajectory=True)
+        denoiser = problem.backend.denoiser(batch.conditioning)
+        times = self.sampler.times(denoiser.path).to(problem.device)
+        last = max(1, int((len(times) - 1) * config.timestep_fraction))
+        sampler = self.windowed(index, last)
+        drawn = self.rollout(batch, True, sampler, config.same_noise)
         assert drawn.trajectory is not None and drawn.log_probs is not None  # noqa: PT018
         rewards = problem.rewards.combine(drawn.scores, batch.prompt_index)
         better = advantages(rewards, batch.prompt_index, config.advantage_std)
         better = better.clamp(-config.advantage_clip, config.advantage_clip)
 
-        denoiser = problem.backend.denoiser(batch.conditioning)
-        times = self.sampler.times(denoiser.path).to(drawn.trajectory.device)
-        last = max(1, int((len(times) - 1) * config.timestep_fraction))
-        steps = noise_levels(self.sampler, denoiser.path, times)[:last].nonzero().flatten()
-        policy = Policy(denoiser, self.sampler, Buffer.of(drawn.trajectory, drawn.trajectory[:, 1:], steps))
+        steps = noise_levels(sampler, denoiser.path, times)[:last].nonzero().flatten()
+        policy = Policy(denoiser, sampler, Buffer.of(drawn.trajectory, drawn.trajectory[:, 1:], steps))
         buffer, lengths = policy.buffer, -flow_time(denoiser.path, times).diff()
         before = drawn.log_probs[:, steps].flatten()
         every = torch.arange(len(buffer), device=before.device)
@@ -81,7 +83,10 @@ class FlowGrpo(Online):
 
         def losses(rows: Tensor) -> dict[str, Tensor]:
             mean, std = policy.transition(rows, policy.predict(rows))
-            ratio = torch.exp(log_prob(buffer.target[rows], mean, std) - before[rows])
+            change = log_prob(buffer.target[rows], mean, std) - before[rows]
+            if config.log_prob == "distance":
+                change = change * 2 * std.flatten().square()
+            ratio = torch.exp(change)
             loss = clipped_loss(better[buffer.trajectory[rows]].to(ratio), ratio, config.clip)
             distance = torch.zeros_like(loss)
             if reference is not None:
@@ -90,3 +95,11 @@ class FlowGrpo(Online):
             return {"total": total, "policy": loss, "kl": distance, "ratio": ratio, "ratio_error": (ratio - 1).abs()}
 
         return self.result(drawn, self.update(index, rewards.isfinite(), len(steps), losses))
+
+    def windowed(self, index: int, last: int) -> StepSampler:
+        """The sampler of a step of the run, whose first ``last`` steps are learnt from."""
+        config = self.config
+        if config.window is None:
+            return self.sampler
+        start = window_start(config, index, last, self.problem.spec.run.seed)
+        return Windowed(self.sampler, start, min(start + config.window, last))
