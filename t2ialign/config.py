@@ -54,6 +54,10 @@ class Config(BaseModel):
         """
         return []
 
+    def problem_with(self, prompt: str) -> str:
+        """What keeps a reward from scoring a prompt; empty if nothing does. Validation asks for every prompt."""
+        return ""
+
     def requires(self) -> Requirements:
         """Requirements that depend on the options, on top of the registered ones."""
         return {}

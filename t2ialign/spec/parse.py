@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -286,14 +286,24 @@ class _Parser:
                 self._problem(f"{table}.{key}", show(reference), f"{error}.")
                 continue
             for reward in rewards:
-                for wanted in sorted(reward.config.reads()):
-                    if lacking := next(((i, p) for i, p in enumerate(found) if wanted not in p.data), None):
-                        self._problem(
-                            f"{table}.{key}",
-                            show(reference),
-                            f"reward '{reward.name}' reads '{wanted}', which prompt {lacking[0]}"
-                            f" ({show(str(lacking[1]))}) does not have.",
-                        )
+                with blaming(reward.declaration.label):
+                    unfit = list(_unfit(reward, found))
+                for problem in unfit:
+                    self._problem(f"{table}.{key}", show(reference), f"reward '{reward.name}' {problem}.")
+
+
+def _unfit(reward: ChosenReward, found: Sequence[prompts.Prompt]) -> Iterator[str]:
+    """The first prompt that lacks each key that a reward reads, or else the first that it cannot score."""
+    reads = sorted(reward.config.reads())
+    lacking = [next(((i, p) for i, p in enumerate(found) if wanted not in p.data), None) for wanted in reads]
+    for wanted, first in zip(reads, lacking, strict=True):
+        if first:
+            yield f"reads '{wanted}', which prompt {first[0]} ({show(str(first[1]))}) does not have"
+    if not any(lacking):
+        for index, prompt in enumerate(found):
+            if why := reward.config.problem_with(prompt):
+                yield f"cannot score prompt {index} ({show(str(prompt))}): {why}"
+                return
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:

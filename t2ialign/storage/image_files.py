@@ -55,10 +55,11 @@ def read_image(path: Path) -> tuple[Tensor, dict[str, str]]:
         file.load()
         texts = texts_of(file)
         picture = ImageOps.exif_transpose(file)
-        return _pixels(picture), texts
+        return pixels_of(picture), texts
 
 
-def _pixels(picture: Image.Image) -> Tensor:
+def pixels_of(picture: Image.Image) -> Tensor:
+    """A picture of any mode as RGB, float32 (3, H, W) in [0, 1]; see ``read_image``."""
     if picture.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip at 255
         grey = torch.from_numpy(np.asarray(picture).astype(np.float32) / 65535)
         return grey.clamp(0, 1).expand(3, -1, -1)

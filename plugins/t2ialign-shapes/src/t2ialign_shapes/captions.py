@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations, product
 from typing import Any, TypeVar
@@ -84,26 +84,14 @@ class Caption:
         return f"{text} on a {self.background} background" if self.background else text
 
 
-def from_include(include: Sequence[Mapping[str, Any]]) -> Caption:
-    """What GenEval's ``include`` asks for: one or two objects with class, count, colour and position.
-
-    Raises:
-        ValueError: a word that the shapes world does not have, or more than it can show.
-    """
-    for thing in include:
+def foreign_word(things: Iterable[Mapping[str, Any]]) -> str:
+    """What is wrong with the words of GenEval's clauses: the first class or colour that this world does not have, or
+    nothing."""
+    for thing in things:
         for word, known in ((thing["class"], SHAPES), (thing.get("color"), (*COLORS, None))):
             if word not in known:
-                raise ValueError(f"'{word}' is none of {', '.join(filter(None, known))}")
-    things = [Thing(thing["class"], thing.get("color"), int(thing.get("count", 1))) for thing in include]
-    placed = [(number, thing["position"]) for number, thing in enumerate(include) if thing.get("position")]
-    if not 1 <= len(things) <= 2 or len(placed) > 1:
-        raise ValueError(f"{len(things)} objects and {len(placed)} positions: one or two, and one at most")
-    if not placed:
-        return Caption(tuple(things))
-    number, (relation, target) = placed[0]
-    if relation not in RELATIONS or number == target:
-        raise ValueError(f"position {[relation, target]}: relations are {', '.join(RELATIONS)}, to the other object")
-    return Caption((things[number], things[target]), relation)
+                return f"'{word}' is none of {', '.join(filter(None, known))}"
+    return ""
 
 
 def to_text(caption: Caption) -> str:

@@ -41,13 +41,18 @@ def graded(images: Tensor, captions: Sequence[Caption]) -> Tensor:
     return judge.grade(detect(images), judge.require(captions, images.device))
 
 
-@torch.no_grad()
 def detect(images: Tensor) -> Detections:
     """Find the objects of each image; an image's result does not depend on its batch.
 
     Args:
         images: float [B, 3, SIZE, SIZE] in [0, 1], any device.
     """
+    return locate(images)[0]
+
+
+@torch.no_grad()
+def locate(images: Tensor) -> tuple[Detections, Tensor]:
+    """As `detect`, with the objects' boxes: int64 [B, K, 4], x0, y0, and x1, y1 beyond the last pixel."""
     images = images.float()
     palette = torch.cat([OBJECT_RGB, BACKGROUND_RGB]).to(images.device)
     distance = (images[:, None] - palette[:, :, None, None]).square().sum(2)  # [B, 8, H, W]
@@ -56,7 +61,8 @@ def detect(images: Tensor) -> Detections:
     component = _components(color, color < len(COLORS))
     roots, area = _largest(component)
     masks = component[:, None] == roots[:, :, None, None]  # [B, K, H, W]
-    present = (area >= MIN_AREA) & (_aspect(masks) <= MAX_ASPECT)
+    boxes = _boxes(masks)
+    present = (area >= MIN_AREA) & (_aspect(boxes) <= MAX_ASPECT)
 
     # Only the slots in use are worth templates: N masks in all.
     row, slot = present.nonzero(as_tuple=True)
@@ -76,7 +82,7 @@ def detect(images: Tensor) -> Detections:
     detections.shapes[row, slot] = shape
     detections.colors[row, slot] = object_color
     detections.centers[row, slot] = center
-    return detections
+    return detections, boxes
 
 
 def _background(color: Tensor) -> Tensor:
@@ -129,16 +135,19 @@ def _largest(component: Tensor) -> tuple[Tensor, Tensor]:
     return roots, area[:, 1:].gather(1, roots)
 
 
-def _aspect(masks: Tensor) -> Tensor:
-    """Longer over shorter side of each mask's bounding box: [B, K, H, W] -> float [B, K]."""
+def _boxes(masks: Tensor) -> Tensor:
+    """Each mask's bounding box, the far edges beyond its last pixel: bool [B, K, H, W] -> int64 [B, K, 4]."""
     index = torch.arange(SIZE, device=masks.device)
-    sides = []
-    for axis in (2, 3):
-        hit = masks.any(axis)
-        last = torch.where(hit, index, -1).amax(-1)
-        first = torch.where(hit, index, SIZE).amin(-1)
-        sides.append((last - first + 1).clamp(min=1).float())
-    return torch.maximum(sides[0] / sides[1], sides[1] / sides[0])
+    hits = [masks.any(axis) for axis in (2, 3)]  # along x, along y
+    first = [torch.where(hit, index, SIZE).amin(-1) for hit in hits]
+    last = [torch.where(hit, index, -1).amax(-1) for hit in hits]
+    return torch.stack([*first, *(edge + 1 for edge in last)], -1)
+
+
+def _aspect(boxes: Tensor) -> Tensor:
+    """Longer over shorter side of each box: int64 [B, K, 4] -> float [B, K]."""
+    width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1).float().unbind(-1)
+    return torch.maximum(width / height, height / width)
 
 
 def _coverage(images: Tensor, mask: Tensor, color: Tensor, background: Tensor) -> Tensor:

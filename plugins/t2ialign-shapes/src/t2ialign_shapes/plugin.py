@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import t2ialign
 from t2ialign.hookspecs import Register
+from t2ialign.spec.prompts import data_of
+from t2ialign_judges.config import RulesConfig
+from t2ialign_shapes.captions import foreign_word
 
 
 class ShapesRewardConfig(t2ialign.Config):
     """The exact rewards have no options."""
 
 
-class ShapesGenEvalConfig(t2ialign.Config):
-    """The reward has no options, but needs prompts with GenEval's metadata."""
+class ShapesGenEvalConfig(RulesConfig):
+    """``shapes-geneval``: the options of GenEval's rules; prompts need GenEval's metadata, in this world's words."""
 
-    def reads(self) -> set[str]:
-        return {"include"}
+    def problem_with(self, prompt: str) -> str:
+        data = data_of(prompt)
+        return super().problem_with(prompt) or foreign_word([*data.get("include", ()), *data.get("exclude", ())])
 
 
 @t2ialign.hookimpl
@@ -36,5 +40,5 @@ def t2ialign_rewards(register: Register) -> None:
         "shapes-geneval",
         "t2ialign_shapes.rewards:ShapesGenEval",
         config=ShapesGenEvalConfig,
-        summary="1 if a shapes picture shows what its prompt's GenEval metadata asks for, else 0 (exact)",
+        summary="GenEval's rules on the exact objects of a shapes picture; reads 'include'",
     )

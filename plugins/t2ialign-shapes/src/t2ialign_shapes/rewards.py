@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 import t2ialign
+from t2ialign_judges.ruled import Look, RuledReward
+from t2ialign_judges.rules import Asked, Detection, Limits
 from t2ialign_shapes import captions, detector
-from t2ialign_shapes.captions import Caption
+from t2ialign_shapes.captions import COLORS, SHAPES, Caption
 from t2ialign_shapes.plugin import ShapesGenEvalConfig, ShapesRewardConfig
 from t2ialign_shapes.world import SIZE
 
@@ -49,21 +51,31 @@ class ShapesGraded(t2ialign.Reward):
         return detector.graded(images, _captions(images, prompts))
 
 
-class ShapesGenEval(t2ialign.Reward):
-    """1.0 where the picture shows what the prompt's GenEval metadata ("include") asks for, whatever its text says."""
+class ShapesGenEval(RuledReward):
+    """GenEval's rules on the exact detector: by the prompt's metadata, whatever its text says."""
 
-    differentiable = False
     Config = ShapesGenEvalConfig
 
-    @torch.no_grad()
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Judge images against ``include`` of their prompts: float32 [B], 0 or 1; see `captions.from_include`."""
+    def __init__(self, config: ShapesGenEvalConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self.limits = Limits(max_objects=config.max_objects, position_threshold=config.position_threshold)
+
+    def look(self, images: Tensor, asked: Sequence[Asked]) -> list[Look]:
         _check_size(images)
-        try:
-            wanted = [captions.from_include(prompt.data["include"]) for prompt in prompts]  # type: ignore[attr-defined]
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise t2ialign.UsageError(f"shapes-geneval reads 'include' of GenEval's form: {error}") from error
-        return detector.check(images, wanted).float()
+        found, boxes = detector.locate(images)
+        return [_seen(*row) for row in zip(found.present, found.shapes, found.colors, boxes, strict=True)]
+
+
+def _seen(present: Tensor, shapes: Tensor, colors: Tensor, boxes: Tensor) -> Look:
+    """One image's slots as detections, which are certain, by shape."""
+    detections: dict[str, list[Detection]] = {shape: [] for shape in SHAPES}
+    names: dict[str, list[str]] = {shape: [] for shape in SHAPES}
+    for slot in present.nonzero()[:, 0].tolist():
+        shape = SHAPES[shapes[slot]]
+        x0, y0, x1, y1 = map(float, boxes[slot].tolist())
+        detections[shape].append(Detection((x0, y0, x1, y1), 1.0))
+        names[shape].append(COLORS[colors[slot]])
+    return detections, lambda shape, index: names[shape][index]
 
 
 def _captions(images: Tensor, prompts: Sequence[str]) -> list[Caption]:

@@ -1,0 +1,18 @@
+"""The entry point: declarations only, so that listing and validating import no torch."""
+
+from __future__ import annotations
+
+import t2ialign
+from t2ialign.hookspecs import Register
+from t2ialign_judges import config
+
+
+@t2ialign.hookimpl
+def t2ialign_rewards(register: Register) -> None:
+    """Register every reward of this package."""
+    register(
+        "geneval",
+        "t2ialign_judges.geneval:GenEval",
+        config=config.GenEvalConfig,
+        summary="Objects, counts, colours and places by a detector and GenEval's rules; reads 'include'; no gradient",
+    )
