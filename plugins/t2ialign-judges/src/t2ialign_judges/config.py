@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from t2ialign.config import Checkpoint, Config, Dtype
 from t2ialign.spec.prompts import data_of
-from t2ialign_judges import rules
+from t2ialign_judges import rules, texts
 
 
 class RulesConfig(Config):
@@ -59,3 +61,37 @@ class GenEvalConfig(RulesConfig):
     text_threshold: float = Field(0.25, ge=0, le=1, description="Grounding DINO: least score of a class name's tokens")
     clip: Checkpoint = Field("openai/clip-vit-large-patch14", description="CLIP model that tells colours")
     clip_revision: str | None = Field(None, description="hub revision of the CLIP model")
+
+
+class OcrConfig(Config):
+    """``ocr``: 0 to 1. Letters count without case and spaces."""
+
+    form: Literal["similarity", "exact"] = Field(
+        "similarity",
+        description="'similarity': 1 - edit distance / letters of the target, as in Flow-GRPO; 'exact': 1 where the"
+        " whole text in the image is the target, else 0",
+    )
+    contained: bool = Field(
+        True, description="similarity: a target inside more text scores 1, as in Flow-GRPO; false counts that as edits"
+    )
+    key: str | None = Field(
+        None, min_length=1, description="key of a prompt's data with the text; default: the text in quotation marks"
+    )
+    every: bool = Field(False, description="all parts in quotation marks, one after the other, instead of the first")
+    side: int = Field(
+        736,
+        ge=64,
+        description="larger images are made this many pixels long to look for text; less is faster and misses small"
+        " letters",
+    )
+    upside_down: bool = Field(False, description="also read lines that stand on their head; costs a third network")
+
+    def reads(self) -> set[str]:
+        return set() if self.key is None else {self.key}
+
+    def problem_with(self, prompt: str) -> str:
+        try:
+            texts.targets(prompt, self.key, self.every)
+        except ValueError as error:
+            return str(error)
+        return ""

@@ -16,3 +16,9 @@ def t2ialign_rewards(register: Register) -> None:
         config=config.GenEvalConfig,
         summary="Objects, counts, colours and places by a detector and GenEval's rules; reads 'include'; no gradient",
     )
+    register(
+        "ocr",
+        "t2ialign_judges.ocr:Ocr",
+        config=config.OcrConfig,
+        summary="Similarity of the text in the image to the text that the prompt quotes, 0 to 1; no gradient",
+    )
