@@ -10,6 +10,7 @@ from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
 from t2ialign.spec import parse as specs
 from t2ialign.testing import check_optimizer, installed, run_spec, write_spec
+from t2ialign.testing.toy import ToyFlow
 from t2ialign_rl import plugin
 from t2ialign_rl.methods.awm import Awm
 from t2ialign_rl.methods.draft import Draft
@@ -203,3 +204,56 @@ def test_draft_leaves_out_images_without_a_score(tmp_path):
     assert -1 <= metrics["reward/broken"] <= 1
     assert metrics["learn/gradient_norm"] > 0
     assert all(bool(tensor.isfinite().all()) for tensor in optimizer.state().tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("backend", "refused"),
+    [
+        ({"kind": "sd15"}, False),
+        ({"kind": "sd-turbo", "checkpoint": "pkg:t2ialign_shapes/checkpoints/sd-turbo"}, True),
+        ({"kind": "sd15", "base_lora": [{"path": "ByteDance/Hyper-SD/Hyper-SD15-8steps-CFG-lora.safetensors"}]}, True),
+        ({"kind": "flux"}, True),
+        ({"kind": "flux", "checkpoint": "black-forest-labs/FLUX.1-dev"}, False),
+        ({"kind": "z-image"}, True),
+        ({"kind": "z-image", "checkpoint": "Tongyi-MAI/Z-Image"}, False),
+        ({"kind": "sana-sprint"}, True),
+        ({"kind": "sana"}, False),
+    ],
+    ids=lambda value: value if isinstance(value, bool) else "-".join(map(str, value.values())).replace("/", "-"),
+)
+@pytest.mark.parametrize("kind", ["nft", "online-dpo", "draft"])
+def test_models_distilled_to_a_few_steps(tmp_path, backend, refused, kind):
+    path = write_spec(
+        tmp_path,
+        backend=backend,
+        sampler={"kind": "ddim"},
+        reward=[{"kind": "clipscore"}],
+        prompts=PROMPTS,
+        optimizer={"kind": kind},
+    )
+
+    def planned(*overrides):
+        spec = specs.load(path, overrides)
+        return spec.optimizer_config.plan(spec)
+
+    with installed(everything=True):
+        if not refused or kind == "draft":
+            assert planned().images_per_step == 40
+            return
+        with pytest.raises(t2ialign.T2IAlignError, match="distilled to a few steps"):
+            planned()
+        assert planned("optimizer.few_step='warn'").images_per_step == 40
+
+
+def test_a_distilled_model_is_warned_of(tmp_path, caplog):
+    class Turbo:
+        @t2ialign.hookimpl
+        def t2ialign_backends(self, register):
+            can = {"diffusion", "denoiser", "lora", "differentiable", "multi-step", "few-step"}
+            register("turbo", ToyFlow, provides=can)
+
+    tables = {**FLOW, "backend": {**FLOW["backend"], "kind": "turbo"}, "prompts": PROMPTS}
+    path = write_spec(tmp_path, **tables, optimizer={"kind": "awm", "few_step": "warn"})
+    with installed(plugin, Turbo()):
+        load_optimizer(assemble(specs.load(path)))
+    assert "distilled to a few steps: its images blur" in caplog.text

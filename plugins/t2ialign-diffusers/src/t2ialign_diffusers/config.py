@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,6 +12,15 @@ from pydantic import Field, model_validator
 from t2ialign.config import LORA, BackendConfig, Config, LoraFormat
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.spec import checkpoints
+
+#: Words in names of checkpoints and LoRAs that were distilled to a few steps.
+DISTILLED = {"turbo", "schnell", "lightning", "hyper", "lcm", "dmd", "dmd2", "sprint", "flash"}
+
+
+def distilled(reference: str) -> bool:
+    """Whether the name of a checkpoint, a LoRA or a file says that it was distilled to a few steps."""
+    name = "/".join(reference.rsplit("/", 2)[-2:]).lower()
+    return not DISTILLED.isdisjoint(re.split(r"[^a-z0-9]+", name))
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -116,6 +126,11 @@ class DiffusersConfig(BackendConfig):
 
     def lora_folders(self) -> dict[str, str]:
         return super().lora_folders() | ({"vae": "decoder."} if self.lora_decoder else {})
+
+    def provides(self) -> set[str]:
+        own = (self.checkpoint, getattr(self, "network_checkpoint", None), getattr(self, "network_file", None))
+        names = [*filter(None, own), *(lora.path for lora in self.base_lora)]
+        return super().provides() | ({"few-step"} if any(map(distilled, names)) else set())
 
     def withholds(self) -> dict[str, str]:
         if self.quantization:

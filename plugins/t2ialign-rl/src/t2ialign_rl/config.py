@@ -41,6 +41,33 @@ class GroupConfig(OnlineConfig):
         return super().plan(spec)
 
 
+class NoisingConfig(GroupConfig):
+    """What methods share that learn from fresh noisings of images, at all noise levels."""
+
+    few_step: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="what to do with a model that was distilled to a few steps: it never learnt to denoise at all noise"
+        " levels, and its images blur when it does",
+    )
+
+    def distilled(self, spec: Spec) -> str:
+        """What is wrong with the model for such a method; empty where nothing is."""
+        if "few-step" not in spec.backend.provides():
+            return ""
+        return (
+            f"'{spec.optimizer.kind}' asks for denoising at all noise levels, and backend '{spec.backend.kind}' with"
+            f" '{spec.backend_config.checkpoint}' was distilled to a few steps: its images blur"
+        )
+
+    def plan(self, spec: Spec) -> Plan:
+        if self.few_step == "refuse" and (trouble := self.distilled(spec)):
+            raise UsageError(
+                f"{trouble}. 'flow-grpo', 'draft' and 'eggroll' learn from the model's own steps; or set"
+                " optimizer.few_step = 'warn'"
+            )
+        return super().plan(spec)
+
+
 class AdvantageConfig(GroupConfig):
     """What methods share that weigh images by advantages."""
 
@@ -50,7 +77,7 @@ class AdvantageConfig(GroupConfig):
     advantage_clip: float = Field(5.0, gt=0, description="largest advantage")
 
 
-class ForwardConfig(AdvantageConfig):
+class ForwardConfig(NoisingConfig, AdvantageConfig):
     """What the forward-process methods share."""
 
     grid: int = Field(10, ge=1, description="steps of the model's time grid, from which learnt times are taken")
@@ -140,7 +167,7 @@ class FlowGrpoConfig(AdvantageConfig):
         return needs
 
 
-class OnlineDpoConfig(GroupConfig):
+class OnlineDpoConfig(NoisingConfig):
     """``kind = "online-dpo"``."""
 
     beta: float = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from t2ialign_rl.forward import noised, squared_error
 from t2ialign_rl.loop import Online
 
 OLD = "old."
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class SlowPolicy(Online):
     def setup(self, problem: Problem) -> None:
         super().setup(problem)
         self.old = self.copied()
+        if trouble := self.config.distilled(problem.spec):
+            log.warning(trouble)
 
     @abstractmethod
     def learn(self, index: int, batch: Batch, latents: Tensor, rewards: Tensor) -> dict[str, float]:

@@ -12,7 +12,7 @@ def t2ialign_backends(register: Register) -> None:
         "t2ialign_sana.sprint:SanaSprint",
         config=SanaSprintConfig,
         summary="Sana Sprint 0.6B / 1.6B: text to image in one to four steps (TrigFlow consistency model)",
-        provides={"diffusion", "denoiser", "lora", "differentiable", "one-step", "multi-step", "trigflow"},
+        provides={"diffusion", "denoiser", "lora", "differentiable", "one-step", "multi-step", "few-step", "trigflow"},
     )
     register(
         "sana",

@@ -13,7 +13,7 @@ BACKENDS: list[tuple[str, str, type[GuidedConfig], str, set[str]]] = [
         "unet:StableDiffusion",
         config.SdTurboConfig,
         "SD-Turbo: one to four steps, no guidance",
-        {"one-step", "multi-step"},
+        {"one-step", "multi-step", "few-step"},
     ),
     ("sdxl", "unet:StableDiffusionXL", config.SdxlConfig, "Stable Diffusion XL", {"multi-step"}),
     (
@@ -21,21 +21,21 @@ BACKENDS: list[tuple[str, str, type[GuidedConfig], str, set[str]]] = [
         "unet:StableDiffusionXL",
         config.SdxlTurboConfig,
         "SDXL-Turbo: one to four steps, no guidance",
-        {"one-step", "multi-step"},
+        {"one-step", "multi-step", "few-step"},
     ),
     (
         "hyper-sd",
         "hyper_sd:HyperSd",
         config.HyperSdConfig,
         "Hyper-SDXL: SDXL with a UNet distilled to one step",
-        {"one-step"},
+        {"one-step", "few-step"},
     ),
     (
         "pixart-dmd",
         "pixart:PixArtDmd",
         config.PixArtDmdConfig,
         "PixArt-alpha DMD: a transformer distilled to one step",
-        {"one-step"},
+        {"one-step", "few-step"},
     ),
     ("sd3", "sd3:StableDiffusion3", config.Sd3Config, "Stable Diffusion 3 / 3.5", {"multi-step"}),
     (
