@@ -46,7 +46,8 @@ def sample(
 
     paths = sampling.sample(parsed, wanted[:limit], count, seed, lora, out)
     shown = f"the first {sampling.SHOWN} of " if max(len(wanted[:limit]), count) > sampling.SHOWN else ""
-    typer.echo(f"{len(paths)} images of {len(wanted[:limit])} prompts in {out}; grid.png shows {shown}them")
+    where = f"in {out}; grid.png shows {shown}them, grid.txt has its prompts"
+    typer.echo(f"{len(paths)} images of {len(wanted[:limit])} prompts {where}")
 
 
 def eval_(

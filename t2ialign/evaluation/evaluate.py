@@ -192,7 +192,7 @@ def evaluate(
         conditioning = problem.encode(prompts)
         pair_rows = [generate(conditioning, seeds) for generate in variants.values()]
         texts = {"prompts": "\n".join(prompts)}
-        images.save_png(images.grid(pair_rows, prompts, list(variants)), new / "pairs.png", texts)
+        images.save_png(images.grid(pair_rows, list(variants)), new / "pairs.png", texts)
     return summary
 
 

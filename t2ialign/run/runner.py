@@ -239,7 +239,7 @@ class _Loop:
         texts = {"step": str(done), "prompts": "\n".join(prompts)}
         texts["statistics"] = json.dumps({name: value for name, value in looks.items() if value == value})
         path = self.run_dir.path / "samples" / f"step-{done:06d}.png"
-        images.save_png(images.grid([pictures], prompts), path, texts)
+        images.save_png(images.grid([pictures]), path, texts)
 
     def _finish(self) -> None:
         """Done again from scratch if a kill fell into it."""

@@ -11,7 +11,7 @@ import torch
 from t2ialign.errors import UsageError
 from t2ialign.run.display import Display
 from t2ialign.spec.model import Spec
-from t2ialign.storage import images
+from t2ialign.storage import files, images
 from t2ialign.tensors import distributed
 from t2ialign.tensors.batching import split
 
@@ -61,7 +61,9 @@ def sample(spec: Spec, texts: Sequence[str], count: int, seed: int, lora: str | 
             bar.advance(len(batch))
     columns = range(min(SHOWN, len(texts)))
     grid = [torch.stack([shown[row, number] for row in columns]) for number in range(min(SHOWN, count))]
-    images.save_png(images.grid(grid, texts[:SHOWN]), out / "grid.png")
+    legend = images.numbered(texts[:SHOWN])
+    images.save_png(images.grid(grid), out / "grid.png", {"prompts": legend})
+    files.write_text(out / "grid.txt", legend)
     return paths
 
 

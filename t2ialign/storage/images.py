@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -31,20 +31,19 @@ def save_png(image: Tensor | Image.Image, path: Path, texts: Mapping[str, str] |
     temporary.replace(path)
 
 
-def grid(rows: Sequence[Tensor], captions: Sequence[str] = (), row_titles: Sequence[str] = ()) -> Image.Image:
-    """Rows of images under one another.
+def grid(rows: Sequence[Tensor], row_titles: Sequence[str] = ()) -> Image.Image:
+    """Rows of images under one another, columns numbered from 1.
+
+    The prompts stand beside the picture as text (``numbered``), where any script and any length can be read.
 
     Args:
         rows: each (n, 3, H, W) in [0, 1]; all of one image size.
-        captions: text under each column.
         row_titles: text left of each row, for example ("base", "tuned").
     """
     height, width = rows[0].shape[-2:]
     scale = max(1, -(-MIN_TILE // min(height, width)))
-    tile_w, tile_h, gap = width * scale, height * scale, 4
-    left = 56 if row_titles else 0
-    lines = [_wrap(caption, tile_w // 6) for caption in captions]
-    bottom = 12 * max((len(text) for text in lines), default=0) + (4 if lines else 0)
+    tile_w, tile_h, gap, bottom = width * scale, height * scale, 4, 14
+    left = max((int(ImageFont.load_default().getlength(title)) + 12 for title in row_titles), default=0)
     columns = max(len(row) for row in rows)
     canvas = Image.new(
         "RGB", (left + columns * (tile_w + gap) + gap, len(rows) * (tile_h + gap) + gap + bottom), "white"
@@ -57,18 +56,11 @@ def grid(rows: Sequence[Tensor], captions: Sequence[str] = (), row_titles: Seque
         for c, image in enumerate(row):
             tile = to_pil(image).resize((tile_w, tile_h), Image.Resampling.NEAREST)
             canvas.paste(tile, (left + gap + c * (tile_w + gap), top))
-    for c, text in enumerate(lines):
-        draw.multiline_text(
-            (left + gap + c * (tile_w + gap), canvas.height - bottom), "\n".join(text), fill="black", spacing=1
-        )
+    for c in range(columns):
+        draw.text((left + gap + c * (tile_w + gap), canvas.height - bottom), str(c + 1), fill="black")
     return canvas
 
 
-def _wrap(text: str, width: int, most: int = 4) -> list[str]:
-    """Break a caption into at most ``most`` lines of about ``width`` characters."""
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1] + " ..."]
+def numbered(prompts: Sequence[str]) -> str:
+    """The text beside a grid: one line for each column."""
+    return "".join(f"{place}. {' '.join(text.split())}\n" for place, text in enumerate(prompts, 1))
