@@ -138,4 +138,5 @@ def test_run_eval_export_sample(spec_file, tmp_path):
         "0000_a_red_circle_seed0.png",
         "0000_a_red_circle_seed1.png",
         "grid.png",
+        "grid.txt",
     ]
