@@ -106,6 +106,38 @@ class Backend(Part, ABC):
             latents = checked_latents(sampler, sampler.sample(denoiser, noise, seeds), noise)
         return self.decode(latents)
 
+    def draw_tokens(
+        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1], and the tokens that they are made of. Backends that provide "tokens" only.
+
+        Args:
+            conditioning: B rows.
+            seeds: one per image.
+            plain: draw from the very distribution that ``log_prob`` is of: without guidance and filters.
+
+        Returns:
+            Images, and tokens int64 (B, L) or bits (B, L, n), coarse scales first.
+        """
+        raise TypeError(f"{type(self).__name__} has no tokens: it is {self.info.family}")
+
+    def log_prob(self, conditioning: Conditioning, tokens: Tensor) -> Tensor:
+        """Log-probabilities of tokens given those of coarser scales, by teacher forcing; gradients flow.
+
+        Args:
+            conditioning: B rows.
+            tokens: as ``draw_tokens`` gives them, or those of the first scales alone (B, l, ...).
+
+        Returns:
+            float32 (B, l), of all bits of a token together.
+        """
+        raise TypeError(f"{type(self).__name__} has no tokens: it is {self.info.family}")
+
+    @property
+    def scale_of(self) -> Tensor:
+        """The scale of every token, int64 (L,), ascending. Backends that provide "tokens" only."""
+        raise TypeError(f"{type(self).__name__} has no tokens: it is {self.info.family}")
+
     def load_lora(self, path: str | Path, name: str = "default") -> None:
         """Attach a LoRA, as peft layers, with the tool its users will use (``load_lora_weights`` where there is one).
 

@@ -149,6 +149,23 @@ class Problem:
 
         return self.retrying(lambda size: joined([part(rows) for rows in split(len(seeds), size)]))
 
+    @torch.no_grad()
+    def draw_tokens(
+        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Images and tokens of an autoregressive model in micro-batches; see ``Backend.draw_tokens``."""
+
+        def part(rows: slice) -> tuple[Tensor, Tensor]:
+            with blaming(self.backend.label):
+                images, tokens = self.backend.draw_tokens(conditioning[rows], seeds[rows], plain)
+            return checks.images(self.backend, images, len(seeds[rows])), tokens
+
+        def run(size: int) -> tuple[Tensor, Tensor]:
+            images, tokens = zip(*map(part, split(len(seeds), size)), strict=True)
+            return torch.cat(images), torch.cat(tokens)
+
+        return self.retrying(run)
+
     def references(
         self, conditioning: Conditioning, seeds: Sequence[int], optimised_only: bool = False
     ) -> dict[str, Tensor]:

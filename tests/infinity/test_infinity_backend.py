@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from t2ialign import LoraConfig, UsageError, plugins
 from t2ialign.lora import adapter as lora
+from t2ialign.lora.adapter import Adapter
 from t2ialign.lora.file import write_lora
 from t2ialign.testing import check_backend
 from t2ialign_infinity.backend import InfinityBackend, per_scale
@@ -248,3 +249,38 @@ def test_the_plugin_is_registered_without_torch() -> None:
 def test_blocks_are_numbered_across_chunks(backend: InfinityBackend) -> None:
     assert isinstance(backend.trainable, InfinityTransformer)
     assert len(backend.trainable.blocks) == backend.trainable.depth
+
+
+# Bits and their log-probabilities
+
+
+def test_log_probs_are_those_that_cached_sampling_had(config: Any) -> None:
+    backend = InfinityBackend(config(tau=0.5))
+    conditioning, seeds = backend.encode(PROMPTS), [0, 1, 2, 3]
+    images, bits = backend.draw_tokens(conditioning, seeds)
+    draws, seen = DrawBits(backend.noise(seeds), backend.quantiser.tokens, 0, 1.0), []
+
+    def choose(scale: int, logits: torch.Tensor) -> torch.Tensor:
+        chosen = draws(scale, logits)
+        seen.append(logits.log_softmax(-1).gather(-1, chosen[..., None]).squeeze(-1).sum(-1))
+        return chosen
+
+    text = conditioning.tensors["text"], conditioning.tensors["text_mask"]
+    plain = [1.0] * len(backend.guidance)
+    arguments = backend.transformer, backend.quantiser, backend.rotation, text, plain, backend.tau, choose
+    torch.testing.assert_close(backend.vae.decode(sample_features(*arguments)), images)
+    torch.testing.assert_close(backend.log_prob(conditioning, bits), torch.cat(seen, 1), rtol=0, atol=1e-3)
+    count = int((backend.scale_of < 3).sum())
+    prefix = backend.log_prob(conditioning, bits[:, :count])
+    torch.testing.assert_close(prefix, torch.cat(seen, 1)[:, :count], rtol=0, atol=1e-3)
+    assert torch.equal(backend.draw_tokens(conditioning, seeds, plain=False)[0], backend.generate(conditioning, seeds))
+
+
+def test_log_probs_have_gradients_in_every_target(backend: InfinityBackend) -> None:
+    adapter = Adapter(backend.trainable, backend.config.lora, backend.config.lora_targets())
+    conditioning = backend.encode(PROMPTS)
+    _, bits = backend.draw_tokens(conditioning, [0, 1, 2, 3])
+    backend.log_prob(conditioning, bits).sum().backward()
+    for name, parameter in adapter.parameters().items():
+        if name.endswith("lora_B.weight"):
+            assert parameter.grad is not None and bool((parameter.grad != 0).any()), name  # noqa: PT018

@@ -15,10 +15,11 @@ from t2ialign_infinity.bits import BitQuantiser
 from t2ialign_infinity.config import InfinityConfig
 from t2ialign_infinity.rope import rotation
 from t2ialign_infinity.sampling import DrawBits, sample_features
-from t2ialign_infinity.text import TextEncoder, flatter
+from t2ialign_infinity.text import PackedText, TextEncoder, flatter
 from t2ialign_infinity.transformer import InfinityTransformer
 from t2ialign_infinity.vae import BitVAE, wrapped_names
 from t2ialign_infinity.variants import VARIANTS
+from t2ialign_var.layers import first_scales
 from t2ialign_var.loading import check_depth, fill, read_sizes, read_tensors
 
 #: Constants in released files.
@@ -119,12 +120,44 @@ class InfinityBackend(Backend):
         """
         noise = self.noise(seeds) if noise is None else noise
         choose = DrawBits(noise, self.quantiser.tokens, self.config.top_k, self.config.top_p)
-        tensors = conditioning.to(self.device).tensors
-        text = tensors["text"], tensors["text_mask"]
+        text = self._text(conditioning)
         features = sample_features(
             self.transformer, self.quantiser, self.rotation, text, self.guidance, self.tau, choose
         )
         return self.vae.decode(features)
+
+    @torch.no_grad()
+    def draw_tokens(
+        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        filters = (0, 1.0) if plain else (self.config.top_k, self.config.top_p)
+        draws, drawn = DrawBits(self.noise(seeds), self.quantiser.tokens, *filters), list[Tensor]()
+
+        def choose(scale: int, logits: Tensor) -> Tensor:
+            drawn.append(draws(scale, logits))
+            return drawn[-1]
+
+        guidance = [1.0] * len(self.guidance) if plain else self.guidance
+        text = self._text(conditioning)
+        features = sample_features(self.transformer, self.quantiser, self.rotation, text, guidance, self.tau, choose)
+        return self.vae.decode(features), torch.cat(drawn, dim=1)
+
+    def log_prob(self, conditioning: Conditioning, tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            _, inputs = self.quantiser.unroll(tokens)
+        sizes, packed = first_scales(self.quantiser.tokens, tokens.shape[1]), PackedText.pack(*self._text(conditioning))
+        logits = self.transformer(packed, inputs, sizes, self.rotation[: tokens.shape[1]])
+        tau = torch.tensor(self.tau, device=tokens.device)[self.scale_of[: tokens.shape[1]].to(tokens.device)]
+        bits = (logits / tau[:, None, None]).log_softmax(-1)
+        return bits.gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
+
+    @property
+    def scale_of(self) -> Tensor:
+        return torch.arange(len(self.quantiser.tokens)).repeat_interleave(torch.tensor(self.quantiser.tokens))
+
+    def _text(self, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        tensors = conditioning.to(self.device).tensors
+        return tensors["text"], tensors["text_mask"]
 
     def snippet(self, sampler: Sampler | None = None) -> str:
         config = self.config

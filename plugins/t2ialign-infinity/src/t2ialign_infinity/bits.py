@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from t2ialign_infinity.ladders import Ladder
+from t2ialign_var.layers import first_scales
 
 
 class BitQuantiser:
@@ -73,16 +74,20 @@ class BitQuantiser:
     def unroll(self, bits: Tensor) -> tuple[Tensor, Tensor]:
         """The map that bits (B, L, n) stand for, and the transformer's inputs of all scales but the first on the way.
 
+        Args:
+            bits: of all scales, or of the first ones.
+
         Returns:
             Map (B, d, H, W); inputs (B, L - 1, n).
         """
         accumulated = self.empty(len(bits), bits.device)
         inputs = []
-        for scale, part in enumerate(bits.split(self.tokens, dim=1)):
+        for scale, part in enumerate(bits.split(first_scales(self.tokens, bits.shape[1]), dim=1)):
             if scale:
                 inputs.append(self.at_scale(scale, accumulated))
             accumulated = accumulated + self.contribution(scale, part)
-        return accumulated, torch.cat(inputs, dim=1)
+        nothing = accumulated.new_empty(len(bits), 0, bits.shape[2])
+        return accumulated, torch.cat([nothing, *inputs], dim=1)
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,5 +12,5 @@ def t2ialign_backends(register: Register) -> None:
         "t2ialign_infinity.backend:InfinityBackend",
         config=InfinityConfig,
         summary="Infinity 2B / 8B: text to image by bitwise next-scale prediction, up to 1 megapixel",
-        provides={"autoregressive", "lora"},
+        provides={"autoregressive", "lora", "tokens"},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,9 +20,12 @@ class OnlineConfig(LoraOptimizerConfig):
     max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are shortened to this L2 norm")
     updates: int = Field(1, ge=1, description="solver steps per step, each on a part of its images")
 
+    #: What methods need of a backend.
+    needed: ClassVar[set[str]] = {"denoiser", "differentiable"}
+
     def requires(self) -> Requirements:
         needs = super().requires()
-        needs.setdefault("backend", set()).update({"denoiser", "differentiable"})
+        needs.setdefault("backend", set()).update(self.needed)
         return needs
 
     def plan(self, spec: Spec) -> Plan:
@@ -165,6 +168,31 @@ class FlowGrpoConfig(AdvantageConfig):
         needs = super().requires()
         needs["sampler"] = {"stochastic"}
         return needs
+
+
+class GrpoArConfig(AdvantageConfig):
+    """``kind = "grpo-ar"``."""
+
+    needed: ClassVar[set[str]] = {"tokens"}
+
+    learning_rate: float = Field(1e-5, gt=0, description="AdamW's")
+    advantage_std: Literal["batch", "prompt"] = Field(
+        "prompt", description="advantages are divided by the deviation of all rewards of a step, or of their prompt's"
+    )
+    clip: float = Field(0.2, gt=0, description="ratios of tokens count only within 1 +- clip")
+    kl: float = Field(0.1, ge=0, description="weight of the divergence from the base model")
+    alpha: float = Field(0.7, ge=0, description="tokens of a scale of n tokens weigh n^-alpha; 0: all tokens alike")
+    scales: int | None = Field(None, ge=1, description="learn from the tokens of the first scales alone")
+    policy: Literal["plain", "surrogate"] = Field(
+        "plain",
+        description="images are drawn without guidance and filters, from the distribution that is learnt; or as the"
+        " backend's options say, and the plain distribution stands for the one that drew",
+    )
+    max_kl: float | None = Field(
+        5.0,
+        gt=0,
+        description="an update is left out where the divergence of whole images from the base is larger than this",
+    )
 
 
 class OnlineDpoConfig(NoisingConfig):

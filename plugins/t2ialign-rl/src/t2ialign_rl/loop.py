@@ -31,8 +31,8 @@ class Drawn:
     latents: Tensor
     scores: dict[str, Tensor]
     images: Tensor
-    trajectory: Tensor | None
-    log_probs: Tensor | None
+    trajectory: Tensor | None = None
+    log_probs: Tensor | None = None
 
 
 class Online(LoraOptimizer):
@@ -106,11 +106,16 @@ class Online(LoraOptimizer):
                 parameters, rows, losses, self.losses_reported, problem.micro_batch, problem.world
             )
             means["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
-            self.solver.step()
+            if self.acceptable(means):
+                self.solver.step()
             self.updates += 1
             sums = {name: total + means[name] for name, total in sums.items()}
         means = {name: total / config.updates for name, total in sums.items()}
         return {name if "/" in name else f"learn/{name}": mean for name, mean in means.items()}
+
+    def acceptable(self, means: dict[str, float]) -> bool:
+        """Whether to take an update whose losses have these means."""
+        return True
 
     def result(self, drawn: Drawn, learnt: dict[str, float]) -> StepResult:
         means = {f"reward/{name}": values[values.isfinite()] for name, values in drawn.scores.items()}

@@ -2,7 +2,15 @@
 
 from t2ialign import hookimpl
 from t2ialign.hookspecs import Register
-from t2ialign_rl.config import AwmConfig, DraftConfig, FlowGrpoConfig, NftConfig, OnlineDpoConfig, SrpoConfig
+from t2ialign_rl.config import (
+    AwmConfig,
+    DraftConfig,
+    FlowGrpoConfig,
+    GrpoArConfig,
+    NftConfig,
+    OnlineDpoConfig,
+    SrpoConfig,
+)
 
 
 @hookimpl
@@ -30,6 +38,12 @@ def t2ialign_optimizers(register: Register) -> None:
         "t2ialign_rl.methods.online_dpo:OnlineDpo",
         config=OnlineDpoConfig,
         summary="Diffusion-DPO on fresh images: the best of every prompt against its worst; any sampler, any reward",
+    )
+    register(
+        "grpo-ar",
+        "t2ialign_rl.methods.grpo_ar:GrpoAr",
+        config=GrpoArConfig,
+        summary="PPO on the tokens of next-scale autoregressive models, with advantages per prompt",
     )
     register(
         "draft",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from t2ialign import Backend, BackendInfo, Sampler, checkpoints
+from t2ialign import Backend, BackendInfo, Sampler, UsageError, checkpoints
 from t2ialign.spec.prompts import Prompt, data_of
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_var.classes import imagenet, read_classes
@@ -103,6 +103,39 @@ class VarBackend(Backend):
             choose = MixCodes(quantiser, seeds, options.top_k, options.top_p)
         labels = conditioning.tensors["class_id"].to(self.device)
         return self.vqvae.decode(sample_features(self.transformer, quantiser, labels, options.guidance_scale, choose))
+
+    @torch.no_grad()
+    def draw_tokens(
+        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Raises:
+            UsageError: with ``more_smooth`` images have no tokens.
+        """
+        options, quantiser, drawn = self.config, self.vqvae.quantize, list[Tensor]()
+        if options.more_smooth:
+            raise UsageError("backend.more_smooth: mixed codes are no tokens; set it to false")
+        filters = (0, 1.0) if plain else (options.top_k, options.top_p)
+        draws = DrawTokens(quantiser, self.noise(seeds), *filters)
+
+        def choose(scale: int, logits: Tensor) -> Tensor:
+            drawn.append(draws.tokens(scale, logits))
+            return quantiser.embedding(drawn[-1])
+
+        labels = conditioning.tensors["class_id"].to(self.device)
+        guidance = 0.0 if plain else options.guidance_scale
+        features = sample_features(self.transformer, quantiser, labels, guidance, choose)
+        return self.vqvae.decode(features), torch.cat(drawn, dim=1)
+
+    def log_prob(self, conditioning: Conditioning, tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            _, inputs = self.vqvae.quantize.unroll(tokens)
+        logits = self.transformer(conditioning.tensors["class_id"].to(self.device), inputs)
+        return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+
+    @property
+    def scale_of(self) -> Tensor:
+        return torch.arange(len(self.transformer.tokens)).repeat_interleave(torch.tensor(self.transformer.tokens))
 
     def snippet(self, sampler: Sampler | None = None) -> str:
         config = self.config

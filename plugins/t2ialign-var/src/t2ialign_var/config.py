@@ -31,5 +31,8 @@ class VarConfig(BackendConfig):
         False, description="mix code vectors by Gumbel-softmax in place of sampling one: smoother pictures, no tokens"
     )
 
+    def withholds(self) -> dict[str, str]:
+        return {"tokens": "set more_smooth = false"} if self.more_smooth else {}
+
     def lora_targets(self) -> list[str]:
         return ["mat_qkv", "proj", "fc1", "fc2", "ada_lin.1", "head"]

@@ -143,3 +143,15 @@ def block_mask(tokens_per_scale: list[int], device: torch.device | str = "cpu") 
     """Token i may look at token j iff j's scale is not finer: bool (L, L)."""
     level = torch.repeat_interleave(torch.tensor(tokens_per_scale))
     return (level[:, None] >= level).to(device)
+
+
+def first_scales(tokens_per_scale: list[int], count: int) -> list[int]:
+    """The first scales, which hold ``count`` tokens together.
+
+    Raises:
+        ValueError: none do.
+    """
+    for scales in range(1, len(tokens_per_scale) + 1):
+        if sum(tokens_per_scale[:scales]) == count:
+            return tokens_per_scale[:scales]
+    raise ValueError(f"{count} tokens are not those of whole scales of {tokens_per_scale}")

@@ -12,5 +12,5 @@ def t2ialign_backends(register: Register) -> None:
         "t2ialign_var.backend:VarBackend",
         config=VarConfig,
         summary="VAR d16 - d36: class-conditional images by next-scale prediction",
-        provides={"autoregressive", "lora"},
+        provides={"autoregressive", "lora", "tokens"},
     )

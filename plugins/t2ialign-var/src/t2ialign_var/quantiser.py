@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from t2ialign_var.layers import first_scales
+
 
 class Phi(nn.Conv2d):
     """phi(h) = (1 - r) h + r conv(h): corrects what up-sampling has lost."""
@@ -105,7 +107,7 @@ class MultiScaleQuantiser(nn.Module):
         return torch.cat([step.tokens for step in self.steps(features)], dim=1)
 
     def unroll(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The map that tokens (B, L) stand for (algorithm 2), and the transformer's inputs on the way.
+        """The map that tokens (B, L), or those of the first scales, stand for (algorithm 2), and the inputs on the way.
 
         Returns:
             Map (B, C, P, P), and inputs of all scales but the first (B, L - 1, C): the map before each scale, averaged
@@ -113,8 +115,10 @@ class MultiScaleQuantiser(nn.Module):
         """
         accumulated = self.empty(len(tokens))
         inputs = []
-        for scale, part in enumerate(tokens.split([p * p for p in self.patch_nums], dim=1)):
+        sizes = first_scales([p * p for p in self.patch_nums], tokens.shape[1])
+        for scale, part in enumerate(tokens.split(sizes, dim=1)):
             if scale:
                 inputs.append(self.at_scale(scale, accumulated))
             accumulated = accumulated + self.contribution(scale, self.embedding(part))
-        return accumulated, torch.cat(inputs, dim=1)
+        nothing = self.embedding.weight.new_empty(len(tokens), 0, self.embedding.weight.shape[1])
+        return accumulated, torch.cat([nothing, *inputs], dim=1)

@@ -65,10 +65,13 @@ class DrawTokens:
     top_p: float
 
     def __call__(self, scale: int, logits: Tensor) -> Tensor:
+        return self.quantiser.embedding(self.tokens(scale, logits))
+
+    def tokens(self, scale: int, logits: Tensor) -> Tensor:
+        """The tokens themselves (B, p^2)."""
         sides = self.quantiser.patch_nums
         start = sum(p * p for p in sides[:scale])
-        tokens = draw(keep_likely(logits, self.top_k, self.top_p), self.noise[:, start : start + sides[scale] ** 2])
-        return self.quantiser.embedding(tokens)
+        return draw(keep_likely(logits, self.top_k, self.top_p), self.noise[:, start : start + sides[scale] ** 2])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from t2ialign_var.layers import (
     Modulation,
     SelfAttention,
     block_mask,
+    first_scales,
     modulated_norm,
 )
 
@@ -131,12 +132,12 @@ class VarTransformer(nn.Module):
 
         Args:
             labels: classes, int64 (B,).
-            inputs: (B, L - 1, code channels), see ``MultiScaleQuantiser.unroll``.
+            inputs: (B, L - 1, code channels), see ``MultiScaleQuantiser.unroll``; or those of the first scales.
 
         Returns:
             float32 (B, L, V).
         """
-        condition = self.class_emb(labels)
-        parts = inputs.split(self.tokens[1:], dim=1)
-        embedded = [self.embed(k, None if k == 0 else parts[k - 1], condition) for k in range(len(self.tokens))]
-        return self.predict(torch.cat(embedded, dim=1), condition, block_mask(self.tokens, labels.device))
+        condition, tokens = self.class_emb(labels), first_scales(self.tokens, 1 + inputs.shape[1])
+        parts = inputs.split(tokens[1:], dim=1)
+        embedded = [self.embed(k, None if k == 0 else parts[k - 1], condition) for k in range(len(tokens))]
+        return self.predict(torch.cat(embedded, dim=1), condition, block_mask(tokens, labels.device))
