@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from t2ialign.config import CHECKPOINT
 from t2ialign.errors import ExportError
 from t2ialign.lora.adapter import GUEST, factors, guest
 from t2ialign.problem.formats import check_formats, clients, write_formats
@@ -167,10 +166,17 @@ A LoRA (rank {rank}) for `{info.base_model}`, aligned by t2ialign.
 
 
 def without_folders(problem: Problem, text: str) -> str:
-    """A text without the places of this machine: of a local checkpoint it keeps the folder's name."""
-    config = problem.spec.backend_config
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if CHECKPOINT in field.metadata and isinstance(value, str) and Path(value).is_absolute():
-            text = text.replace(value, Path(value).name)
+    """A text without the places of this machine: of a local file or folder it keeps the name."""
+    for place in sorted(_places(problem.spec.backend_config.model_dump()), key=len, reverse=True):
+        name = PureWindowsPath(place).name
+        for written in (place, repr(place)[1:-1], json.dumps(place, ensure_ascii=False)[1:-1]):
+            text = text.replace(written, name)
     return text
+
+
+def _places(value: object) -> set[str]:
+    """Absolute paths among options, at any depth."""
+    if isinstance(value, str):
+        return {value} if Path(value).is_absolute() or PureWindowsPath(value).is_absolute() else set()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return {place for one in inner for place in _places(one)}

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from cards import drawn
 from diffusers import SanaPipeline
 
 from t2ialign import LoraConfig, seeding
@@ -34,6 +35,15 @@ def stock(sana_folder):
     pipe = SanaPipeline.from_pretrained(sana_folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("negative", [None, "a green square"])
+@pytest.mark.parametrize("instruction", [True, False])
+def test_the_card_draws_the_image_of_the_run(make, tmp_path, monkeypatch, instruction, guidance, negative):
+    options = {"guidance_scale": guidance, "negative_prompt": negative, "complex_human_instruction": instruction}
+    ours, card = drawn(make(**options), SAMPLER, tmp_path, monkeypatch)
+    assert (ours - card).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cards import drawn
 from diffusers import SanaSprintPipeline
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Model
@@ -204,15 +205,12 @@ def test_a_lora_that_fits_nothing_is_an_error(make_backend, tmp_path):
             make_backend().load_lora(tmp_path)
 
 
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("plain", [True, False])
-def test_snippet_runs(make_backend, tmp_path, monkeypatch, plain):
-    backend = make_backend(complex_human_instruction=not plain)
-    adapter = Adapter(backend.trainable, LoraConfig(rank=1), ["to_q"])
-    write_lora(adapter, "transformer", tmp_path / "pytorch_lora_weights.safetensors")
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(backend.snippet(), names)
-    assert names["image"].size == (32, 32)
+def test_the_card_draws_the_image_of_the_run(make_backend, tmp_path, monkeypatch, plain, guidance):
+    backend = make_backend(complex_human_instruction=not plain, guidance_scale=guidance)
+    ours, card = drawn(backend, ONE_STEP, tmp_path, monkeypatch)
+    assert (ours - card).abs().max() < 1e-4
     assert "t2ialign" not in backend.snippet()
 
 

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shutil
 
-import diffusers
 import pytest
 import torch
+from cards import drawn
+from safetensors.torch import load_file, save_file
 from sd.cases import CASES, make
 
-from t2ialign import LoraConfig, seeding
+from t2ialign import LoraConfig, UsageError, seeding
 from t2ialign.lora.adapter import Adapter
 from t2ialign.lora.file import write_lora
-from t2ialign_sd.flux import Flux
 from t2ialign_solvers.config import DdimConfig, DiffusersConfig, OdeConfig
 from t2ialign_solvers.ddim import Ddim
 from t2ialign_solvers.scheduler import DiffusersScheduler
 from t2ialign_solvers.single_step import Dpm2, Euler
-
-
-def drawn(backend, sampler, folder, monkeypatch):
-    """The run's image and the card's, both from one noise, in [0, 1]."""
-    adapter = Adapter(backend.trainable, LoraConfig(rank=1), backend.config.lora_targets())
-    with torch.no_grad():
-        for i, parameter in enumerate(adapter.parameters().values()):
-            parameter.add_(0.1 * seeding.normal([i], parameter.shape)[0])
-    write_lora(adapter, backend.info.adapter_prefix, folder / "pytorch_lora_weights.safetensors")
-    prompt = "a red circle"
-    images = backend.generate(backend.encode([prompt]), [3], sampler)
-    latents = backend.noise([3])
-    if isinstance(backend, Flux):
-        latents = diffusers.FluxPipeline._pack_latents(latents, *latents.shape)
-    code = backend.snippet(sampler)
-    assert '    "a prompt",\n' in code
-    monkeypatch.chdir(folder)
-    names: dict[str, Any] = {"noise": latents}
-    exec(code.replace('    "a prompt",\n', f'    "{prompt}", latents=noise, output_type="pt",\n'), names)
-    return images[0], names["image"]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -81,3 +61,29 @@ def test_flux_dev_and_schnell_are_told_apart_by_the_checkpoint(build):
     schnell = make(CASES["flux-schnell"], build, max_sequence_length=None).snippet(sampler)
     assert "max_sequence_length=256" in schnell
     assert "guidance" not in schnell
+
+
+def test_a_card_merges_what_the_run_merged(build, tmp_path, monkeypatch):
+    case = CASES["sd15-ddim"]
+    plain = make(case, build)
+    adapter = Adapter(plain.trainable, LoraConfig(rank=1), ["to_q", "to_v"])
+    with torch.no_grad():
+        for i, parameter in enumerate(adapter.parameters().values()):
+            parameter.add_(0.3 * seeding.normal([7 + i], parameter.shape)[0])
+    (tmp_path / "style").mkdir()
+    write_lora(adapter, "unet", tmp_path / "style" / "pytorch_lora_weights.safetensors")
+    backend = make(case, build, base_lora=[{"path": str(tmp_path / "style"), "weight": 0.5}])
+    ours, card = drawn(backend, case.sampler, tmp_path, monkeypatch)
+    assert (ours - card).abs().max() < 1e-4
+    without = make(case, build).generate(plain.encode(["a red circle"]), [3], case.sampler)
+    assert (ours - without[0]).abs().max() > 1e-2
+
+
+def test_a_network_whose_files_lack_tensors_is_refused_by_name(build, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(build(CASES["sd15-ddim"].family, CASES["sd15-ddim"].scheduler), folder)
+    (file,) = (folder / "unet").glob("*.safetensors")
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != "conv_out.bias"}, file)
+    backend = make(CASES["sd15-ddim"], build, checkpoint=str(folder))
+    with pytest.raises(UsageError, match=r"unet lack 1 tensors that unet/config.json asks for: conv_out.bias"):
+        backend.trainable

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from cards import drawn
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -100,6 +101,12 @@ def make(folder):
         return ZImage(ZImageConfig(**options))
 
     return build
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(0.0, None), (2.0, None), (1.0, "a green square")])
+def test_the_card_draws_the_image_of_the_run(make, tmp_path, monkeypatch, guidance, negative):
+    ours, card = drawn(make(guidance_scale=guidance, negative_prompt=negative), SAMPLER, tmp_path, monkeypatch)
+    assert (ours - card).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("guidance", "negative"), [(0.0, None), (2.0, None), (1.0, "a green square")])

@@ -31,7 +31,7 @@ from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_diffusers.compilation import compile_forward
 from t2ialign_diffusers.config import DiffusersConfig
-from t2ialign_diffusers.folder import open_checkpoint, read_json
+from t2ialign_diffusers.folder import check_complete, open_checkpoint, read_json
 from t2ialign_diffusers.lora_names import Originals, to_kohya, to_modules
 from t2ialign_diffusers.merging import merge_base, write_fused
 from t2ialign_diffusers.offload import TakingTurns
@@ -42,7 +42,6 @@ from t2ialign_diffusers.text import TextComponents
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DECODER_LORA_FILE = component_file("vae")
-LORA_LINE = 'pipe.load_lora_weights(".")  # the folder of this file'
 
 
 class DiffusersBackend(Backend):
@@ -56,6 +55,7 @@ class DiffusersBackend(Backend):
         trained_component: the network that LoRA adapts, "transformer" or "unet".
         channels_last: keep the network's weights in the memory layout that convolutions are fastest in.
         weightless: components whose weights ``own_components`` takes from elsewhere.
+        snippet_lora: the line of a model card that loads the LoRA.
         load_options: further arguments of the pipeline's ``from_pretrained``.
         row_names: names of the tensors that ``encode_batch`` gives for a prompt.
         ragged: those of them that are ragged -> names of their masks.
@@ -68,6 +68,7 @@ class DiffusersBackend(Backend):
     channels_last: ClassVar[bool] = False
     weightless: tuple[str, ...] = ()
     load_options: ClassVar[dict[str, Any]] = {}
+    snippet_lora: ClassVar[str] = 'pipe.load_lora_weights(".")  # the folder of this file'
     row_names: ClassVar[tuple[str, ...]] = ("prompt_embeds",)
     ragged: ClassVar[dict[str, str]] = {}
     encode_micro_batch: ClassVar[int] = 8
@@ -92,6 +93,8 @@ class DiffusersBackend(Backend):
         dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
         pipeline = self._load(self.text_components, dtypes, **self.own_components())
         parts = {"network": getattr(pipeline, self.trained_component), "decoder": pipeline.vae}
+        if self.trained_component not in self.weightless:
+            check_complete(parts["network"], self.folder / self.trained_component, "backend.checkpoint")
         merge_base(parts["network"], self.trained_component, self.config.base_lora)
         if self.channels_last:
             parts["network"].to(memory_format=torch.channels_last)
@@ -314,7 +317,7 @@ class DiffusersBackend(Backend):
     def snippet(self, sampler: Sampler | None = None) -> str:
         kind = self.config.quantization and self.config.quantization.kind
         note = f"# The run had its base in {kind} (backend.quantization); without that, images differ a little.\n"
-        loading = self.snippet_loading() + "\n" + (note if kind else "")
+        loading = self.snippet_loading() + (note if kind else "")
         if self.config.lora_decoder:
             loading = f"from t2ialign.lora.file import load_lora_file\n{loading}"
             loading += f'load_lora_file(pipe.vae, "{DECODER_LORA_FILE}", "vae")  # no pipeline loads this one\n'
@@ -327,12 +330,25 @@ class DiffusersBackend(Backend):
         return f"# diffusers has no scheduler like the run's {type(sampler).__name__}: images differ from the run's.\n"
 
     def noise_snippet(self, prompt: str, file: str, sampler: Sampler | None = None) -> str:
-        loading = "\n".join(line for line in self.snippet_loading().splitlines() if "lora" not in line)
+        loading = f"{self.snippet_pipeline()}\n{self.snippet_base_loras()}"
         cast = "" if self.config.dtype == "float32" else f".to(torch.{self.config.dtype})"
         noise = f'latents = load_file({json.dumps(file)})["latents"]{cast}'
         call = self._snippet_call(f"    {json.dumps(prompt, ensure_ascii=False)},\n    latents=latents", sampler)
         scheduler = self.snippet_scheduler(sampler)
-        return f"from safetensors.torch import load_file\n{loading}\n{scheduler}{noise}\n{call}"
+        return f"from safetensors.torch import load_file\n{loading}{scheduler}{noise}\n{call}"
+
+    def snippet_base_loras(self) -> str:
+        """Lines that merge ``base_lora`` into the pipeline."""
+        lines = []
+        for place, lora in enumerate(self.config.base_lora):
+            repository, file = checkpoints.hub_file(lora.path) or (lora.path, "")
+            weights = f", weight_name={file!r}" if file else ""
+            lines += [
+                f'pipe.load_lora_weights({repository!r}{weights}, adapter_name="base_{place}")',
+                f'pipe.fuse_lora(components=["{self.trained_component}"], lora_scale={lora.weight})',
+                "pipe.unload_lora_weights()",
+            ]
+        return "".join(f"{line}\n" for line in lines)
 
     def _snippet_call(self, first: str, sampler: Sampler | None) -> str:
         steps = self.config.usual_steps if sampler is None else getattr(sampler.config, "steps", 1)
@@ -340,7 +356,11 @@ class DiffusersBackend(Backend):
         return f"image = pipe(\n{first},\n{arguments}).images[0]\n"
 
     def snippet_loading(self) -> str:
-        """First lines of the snippet: the pipeline with the LoRA of the current folder; needs no t2ialign."""
+        """First lines of the snippet: the pipeline, what the run merged into it, the LoRA of the current folder."""
+        return f"{self.snippet_pipeline()}\n{self.snippet_base_loras()}{self.snippet_lora}\n"
+
+    def snippet_pipeline(self) -> str:
+        """First lines of the snippet: the pipeline, which needs no t2ialign."""
         reference = self.config.checkpoint
         imports, source = "import torch", repr(reference)
         if reference.startswith("pkg:"):
@@ -351,8 +371,7 @@ class DiffusersBackend(Backend):
 {imports}
 from diffusers import {self.info.pipeline}
 
-pipe = {self.info.pipeline}.from_pretrained({source}{self.snippet_edition}, dtype=torch.{self.config.dtype})
-pipe.load_lora_weights(".")  # the folder of this file"""
+pipe = {self.info.pipeline}.from_pretrained({source}{self.snippet_edition}, dtype=torch.{self.config.dtype})"""
 
     @property
     def snippet_edition(self) -> str:

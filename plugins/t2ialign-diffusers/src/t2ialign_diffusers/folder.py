@@ -8,10 +8,14 @@ import struct
 import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2ialign import checkpoints
 from t2ialign.errors import UsageError
+from t2ialign.spec.checkpoints import tensor_shapes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: What is fetched of a component besides its weights.
 _SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -116,6 +120,24 @@ def check_weights(folder: Path, where: str, variant: str | None = None) -> None:
     for file in found[chosen]:
         if not is_complete(file):
             raise UsageError(f"{where}: {folder.name}/{file.name} is truncated or damaged; fetch it again")
+
+
+def check_complete(network: nn.Module, folder: Path, where: str) -> None:
+    """Did every tensor of a network that was just loaded come from its files? The library fills others by chance.
+
+    Args:
+        folder: of the weights; passed over where it has no safetensors.
+
+    Raises:
+        UsageError: the files lack tensors that the configuration asks for; names them.
+    """
+    found = tensor_shapes(folder)
+    missing = sorted(network.state_dict().keys() - found.keys()) if found else []
+    if missing:
+        raise UsageError(
+            f"{where}: the weights in {folder} lack {len(missing)} tensors that {folder.name}/config.json asks for:"
+            f" {', '.join(missing[:3])}{', ...' if missing[3:] else ''}; the two are of different models"
+        )
 
 
 def is_complete(file: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from t2ialign.errors import UsageError
 from t2ialign.lora.file import inner
 from t2ialign.lora.reading import fitted
+from t2ialign.storage.files import write_json
 from t2ialign.storage.tensor_files import write_tensors
 from t2ialign_diffusers.lora_names import to_modules
 from t2ialign_diffusers.originals import originals
@@ -75,6 +77,9 @@ def write_fused(
         (folder / component).mkdir(exist_ok=True)
         write_tensors(folder / component / file, fused_state(network, inner(tensors, f"{component}.")))
         network.save_config(folder / component)  # type: ignore[operator]
+        settings = json.loads((folder / component / "config.json").read_text(encoding="utf-8"))
+        settings.pop("_name_or_path", None)  # where the checkpoint lay on this machine
+        write_json(folder / component / "config.json", settings)
 
 
 def fused_state(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

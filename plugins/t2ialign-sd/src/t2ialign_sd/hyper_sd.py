@@ -55,7 +55,7 @@ class HyperSd(StableDiffusionXL):
             ) from error
         return {"unet": unet, "scheduler": self.scheduler}
 
-    def snippet_loading(self) -> str:
+    def snippet_pipeline(self) -> str:
         base, student, name = self.config.checkpoint, self.config.network_checkpoint, self.config.network_file
         hub = not Path(student).is_dir()
         file = f"hf_hub_download({student!r}, {name!r})" if hub else repr(f"{student}/{name}")
@@ -68,8 +68,7 @@ unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config("{base}
 unet.load_state_dict(load_file({file}))
 pipe = StableDiffusionXLPipeline.from_pretrained("{base}"{self.snippet_edition}, unet=unet)
 pipe.to(dtype=torch.{self.config.dtype})
-pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-pipe.load_lora_weights(".")  # the folder of this file"""
+pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)"""
 
     def snippet_arguments(self, steps: int) -> dict[str, Any]:
         return super().snippet_arguments(steps) | {"timesteps": [800]}

@@ -13,7 +13,7 @@ from t2ialign import Backend, BackendInfo, UsageError
 from t2ialign.storage.embeds import Row
 from t2ialign.tensors.paths import VPPath
 from t2ialign_diffusers.backend import LORA_FILE, quiet_libraries
-from t2ialign_diffusers.folder import check_weights, fetch, read_json
+from t2ialign_diffusers.folder import check_complete, check_weights, fetch, read_json
 from t2ialign_diffusers.guided import GuidedBackend
 from t2ialign_diffusers.scheduler import vp_path
 from t2ialign_sd.config import PixArtDmdConfig
@@ -27,6 +27,7 @@ class PixArtDmd(GuidedBackend):
     ragged: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
 
     weightless = ("transformer",)
+    snippet_lora = f'load_lora_file(pipe.transformer, "{LORA_FILE}")  # of the folder of this file'
 
     def __init__(self, config: PixArtDmdConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
@@ -66,6 +67,7 @@ class PixArtDmd(GuidedBackend):
             )
         except (OSError, ValueError, RuntimeError) as error:  # such as a pickle of other things than tensors
             raise UsageError(f"backend.network_checkpoint: the transformer's weights do not load: {error}") from error
+        check_complete(transformer, self.network_folder / "transformer", "backend.network_checkpoint")
         return {"transformer": transformer, "scheduler": self.scheduler}
 
     def encoding(self) -> dict[str, Any]:
@@ -95,7 +97,17 @@ class PixArtDmd(GuidedBackend):
         """Attach with peft: PixArtAlphaPipeline has no ``load_lora_weights``."""
         Backend.load_lora(self, path, name)
 
-    def snippet_loading(self) -> str:
+    def snippet_base_loras(self) -> str:
+        loras = [f"BaseLora(path={lora.path!r}, weight={lora.weight})" for lora in self.config.base_lora]
+        if not loras:
+            return ""
+        return (
+            "from t2ialign_diffusers.config import BaseLora\n"
+            "from t2ialign_diffusers.merging import merge_base\n\n"
+            f'merge_base(pipe.transformer, "transformer", [{", ".join(loras)}])\n'
+        )
+
+    def snippet_pipeline(self) -> str:
         student = self.config.network_checkpoint
         return f"""\
 import torch
@@ -103,7 +115,6 @@ from diffusers import DDPMScheduler, PixArtAlphaPipeline, PixArtTransformer2DMod
 from t2ialign.lora.file import load_lora_file  # PixArtAlphaPipeline has no load_lora_weights
 
 transformer = PixArtTransformer2DModel.from_pretrained("{student}", subfolder="transformer")
-load_lora_file(transformer, "{LORA_FILE}")  # of the folder of this file
 pipe = PixArtAlphaPipeline.from_pretrained(
     "{self.config.checkpoint}"{self.snippet_edition},
     transformer=transformer,

@@ -103,11 +103,11 @@ class ZImage(GuidedBackend):
         )[0]
         return -torch.stack([output.float() for output in outputs]).squeeze(2)
 
-    def snippet_loading(self) -> str:
+    def snippet_pipeline(self) -> str:
         """Like every backend's, with the transformer of ``network_file``."""
         source, name, dtype = self.config.network_checkpoint, self.config.network_file, f"torch.{self.config.dtype}"
         if source is None:
-            return super().snippet_loading()
+            return super().snippet_pipeline()
         local = Path(source).is_dir()
         file = repr(str(Path(source) / name)) if local else f"hf_hub_download({source!r}, {name!r})"
         how = f"    quantization_config=GGUFQuantizationConfig({dtype}),\n" if self.config.is_gguf else ""
@@ -121,8 +121,7 @@ transformer = ZImageTransformer2DModel.from_single_file(
     subfolder="transformer",
 {how}    dtype={dtype},
 )
-pipe = ZImagePipeline.from_pretrained({self.config.checkpoint!r}, transformer=transformer, dtype={dtype})
-pipe.load_lora_weights(".")  # the folder of this file"""
+pipe = ZImagePipeline.from_pretrained({self.config.checkpoint!r}, transformer=transformer, dtype={dtype})"""
 
     def snippet_arguments(self, steps: int) -> dict[str, Any]:
         return super().snippet_arguments(steps) | {"max_sequence_length": self.config.max_sequence_length}
