@@ -86,4 +86,4 @@ def test_a_network_whose_files_lack_tensors_is_refused_by_name(build, tmp_path):
     save_file({name: tensor for name, tensor in load_file(file).items() if name != "conv_out.bias"}, file)
     backend = make(CASES["sd15-ddim"], build, checkpoint=str(folder))
     with pytest.raises(UsageError, match=r"unet lack 1 tensors that unet/config.json asks for: conv_out.bias"):
-        backend.trainable
+        _ = backend.trainable
