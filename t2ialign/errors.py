@@ -69,6 +69,12 @@ class RewardError(T2IAlignError):
         self.image = image
 
 
+class Unavailable(T2IAlignError):
+    """Something that runs elsewhere does not answer; the run can go on later from where it stopped."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: a scheduler may try again
+
+
 class ExportError(T2IAlignError):
     """An exported file does not load, or does not give the images that the run gave."""
 

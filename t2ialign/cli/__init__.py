@@ -8,7 +8,7 @@ import traceback
 import typer
 
 from t2ialign import __version__
-from t2ialign.cli import authoring, inspecting, reporting, results, running, starting
+from t2ialign.cli import authoring, inspecting, reporting, results, running, serving, starting
 from t2ialign.cli.score import score
 from t2ialign.errors import T2IAlignError, culprit
 
@@ -32,6 +32,7 @@ for command in (
     reporting.report,
     reporting.compare,
     score,
+    serving.serve,
     authoring.new_plugin,
     authoring.check,
 ):

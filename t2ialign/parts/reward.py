@@ -26,6 +26,13 @@ class Reward(Part, ABC):
     #: its prompts at once, and the reward is a diagnostic that cannot be optimised.
     per_prompt: ClassVar[bool] = False
 
+    #: True when the scores come from another process, which may be away for a while (``Unavailable``).
+    elsewhere: ClassVar[bool] = False
+
+    def begin(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Start what can run while other rewards work; ``score`` follows with the same tensor and prompts."""
+        return
+
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Score images against their prompts.

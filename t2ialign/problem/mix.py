@@ -76,6 +76,9 @@ class RewardMix:
         for rows in split(len(images), micro_batch or len(images)):
             chunk, texts = images[rows], list(prompts[rows])  # one tensor for all: rewards may share work on it
             for part in wanted:
+                with blaming(part.reward.label):
+                    part.reward.begin(chunk, texts)
+            for part in wanted:
                 values = _scores(part, chunk, texts, references, rows)
                 if check:
                     self.check(part.name, values, chunk, texts)

@@ -8,11 +8,12 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import torch
 
-from t2ialign.errors import RewardError, T2IAlignError, UsageError, blaming
+from t2ialign.errors import RewardError, T2IAlignError, Unavailable, UsageError, blaming
 from t2ialign.evaluation.evaluate import items
 from t2ialign.evaluation.image_statistics import image_statistics
 from t2ialign.evaluation.schedule import schedule
@@ -31,6 +32,7 @@ from t2ialign.spec.model import Spec
 from t2ialign.storage import images
 from t2ialign.storage.run_directory import RunDir
 from t2ialign.tensors import distributed
+from t2ialign.tensors.state import State
 
 
 class Interrupted(T2IAlignError):
@@ -142,12 +144,13 @@ class _Loop:
         with _stop_requests() as stop, self.display.bar("step", self.plan.steps, first) as bar:
             for index in range(self.plan.steps if self.drifted else first, self.plan.steps):
                 started = time.monotonic()
-                with explained(self.run_dir.path, f"at step {index + 1}"), blaming(self.optimizer.label):
-                    result = checks.result(self.optimizer, self.optimizer.step(index), index)
-                    self.optimizer.after_step(index)
-                seconds = time.monotonic() - started
-                with explained(self.run_dir.path, f"after step {index + 1}"):
-                    self._after(index + 1, result, seconds)
+                with self._kept(index):
+                    with explained(self.run_dir.path, f"at step {index + 1}"), blaming(self.optimizer.label):
+                        result = checks.result(self.optimizer, self.optimizer.step(index), index)
+                        self.optimizer.after_step(index)
+                    seconds = time.monotonic() - started
+                    with explained(self.run_dir.path, f"after step {index + 1}"):
+                        self._after(index + 1, result, seconds)
                 speed = f"{self.plan.images_per_step / seconds:.0f} images/s"
                 rewards = _training(result.metrics, self.problem.rewards.names)
                 peak = peak_memory(self.problem.device)
@@ -161,6 +164,27 @@ class _Loop:
                         f"stopped after step {index + 1}; continue with: t2ialign resume {self.run_dir.path}"
                     )
         self._finish()
+
+    @contextmanager
+    def _kept(self, done: int) -> Iterator[None]:
+        """A step after ``done`` ones that loses none of them: where a reward's process stays away, the state before
+        the step, which may have begun to change, is the run's checkpoint."""
+        if not any(part.reward.elsewhere for part in self.problem.rewards.rewards):
+            yield
+            return
+        state = self.optimizer.state()
+        before = State(
+            {name: tensor.detach().cpu().clone() for name, tensor in state.tensors.items()}, deepcopy(state.values)
+        )
+        try:
+            yield
+        except Exception as error:
+            if done and self.main:
+                self.run_dir.save_checkpoint(done, before, self.spec.run.keep_checkpoints)
+            if isinstance(error, Unavailable):
+                way_on = f"stopped after step {done}; continue with: t2ialign resume {self.run_dir.path}"
+                raise Unavailable(f"{error}\n{way_on}") from error
+            raise
 
     def _after(self, done: int, result: StepResult, seconds: float) -> None:
         """Bookkeeping after ``done`` steps. Metrics are written before the checkpoint that covers them."""

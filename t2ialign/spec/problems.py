@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -28,9 +29,13 @@ _BOUNDS = {
 }
 
 
+#: The name and password of a URL: never printed.
+CREDENTIALS = re.compile(r"//\S*@")
+
+
 def show(value: Any) -> str:
     """A value as TOML would show it, cut to a readable length."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = CREDENTIALS.sub("//***@", json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -23,7 +23,7 @@ tensors
 storage
 parts lora
 problem
-evaluation report
+evaluation report serve
 run
 testing
 cli __main__"""

@@ -1,21 +1,21 @@
-"""The remote reward against a server on this machine."""
+"""The remote reward against a server on this machine, well and badly behaved."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
-import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from services import LONG, free_port, serving
 
-from t2ialign import RewardError, UsageError
+from t2ialign import Prompt, RewardError, UsageError
+from t2ialign.errors import SpecError, Unavailable
+from t2ialign.spec.parse import parse_rewards
 from t2ialign_rewards.config import RemoteConfig
 from t2ialign_rewards.remote import Remote
 
@@ -30,103 +30,171 @@ def brightness(request):
 
 @pytest.fixture
 def server():
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.server.requests.append(request)
-            self.server.tokens.append(self.headers.get("Authorization"))
-            step = self.server.plan.pop(0) if self.server.plan else 200
-            if step == "hang":
-                time.sleep(0.5)
-                step = 200
-            answer = self.server.answer(request) if step == 200 else {"error": "no"}
-            body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(step)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            with contextlib.suppress(BrokenPipeError):  # the client may have stopped waiting
-                self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests, server.tokens, server.plan, server.answer = [], [], [], brightness
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(brightness) as server:
+        yield server
 
 
 def remote(server, **options):
-    options = {"backoff": 0.0, **options}
-    return Remote(RemoteConfig(url=f"http://127.0.0.1:{server.server_address[1]}/score", **options))
+    return Remote(RemoteConfig(**{"url": server.url, "backoff": 0.0, "timeout": 0.6, **options}))
 
 
-def test_scores_in_batches(server):
-    images = torch.linspace(0, 1, 5).view(5, 1, 1, 1).expand(5, 3, 4, 6)
-    prompts = ["", "a", "bb", "ccc", "dddd"]
-    scores = remote(server, batch=2).score(images, prompts)
-    torch.testing.assert_close(scores, torch.linspace(0, 1, 5) + torch.arange(5), atol=2e-3, rtol=0)
-    assert [len(request["images"]) for request in server.requests] == [2, 2, 1]
+WHITE = torch.ones(1, 3, 2, 2)
 
 
-@pytest.mark.parametrize("failure", [500, 503, 429, "hang"])
-def test_passing_failures_are_tried_again(server, failure):
-    server.plan = [failure, failure]
-    scores = remote(server, timeout=0.2).score(torch.ones(1, 3, 2, 2), ["ab"])
-    assert scores.tolist() == [3.0]
+def test_scores_in_batches_at_the_same_time_on_few_connections(server):
+    images = torch.linspace(0, 1, 8).view(8, 1, 1, 1).expand(8, 3, 4, 6)
+    prompts = [Prompt("x" * length, {"number": length}) for length in range(8)]
+    server.delay = 0.1
+    reward = remote(server, batch=2, concurrency=4)
+    for _ in range(3):
+        scores = reward.score(images, prompts)
+        torch.testing.assert_close(scores, torch.linspace(0, 1, 8) + torch.arange(8), atol=2e-3, rtol=0)
+    assert [len(request["images"]) for request in server.requests] == [2] * 12
+    assert {own["number"] for request in server.requests for own in request["metadata"]} == set(range(8))
+    assert server.busiest == 4
+    assert server.connections == 4
+
+
+FAULTS = [
+    *(500, 503, 429, "hang", "drop", "slow headers", "slow body", "cut", "no http", "huge"),
+    *(b"not json", b"[]", b'{"scores": [NaN]}', b'{"scores": [1e999]}'),
+    *({"scores": ["1"]}, {"scores": [True]}, {"scores": [[1.0]]}, {"scores": [1, 2]}, {"scores": []}, {"other": 1}),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_passing_faults_cost_another_try_and_nothing_else(server, fault):
+    server.plan = [fault]
+    started = time.monotonic()
+    assert remote(server).score(WHITE, ["ab"]).tolist() == [3.0]
+    assert len(server.requests) == 2
+    assert time.monotonic() - started < LONG / 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (500, "HTTP 500: {.error.: .no.}"),
+        ("hang", "no answer within 0.2 s"),
+        ("slow body", "no answer within 0.2 s"),
+        (b"\x1b[31mred", "the answer is not .*scores.* but:  .31mred"),
+        ({"scores": ["x"]}, "has 'x' as score 0; must be a finite number"),
+        ({"scores": [1.0, 2.0]}, "has 2 scores for 1 images"),
+    ],
+    ids=str,
+)
+def test_lasting_faults_name_server_and_fault(server, fault, words):
+    server.plan = [fault] * 3
+    with pytest.raises(RewardError, match=rf"127\.0\.0\.1.*failed 3 times, at last: .*{words}"):
+        remote(server, retries=2, timeout=0.2).score(WHITE, [""])
     assert len(server.requests) == 3
 
 
-def test_lasting_failure_names_the_service(server):
-    server.plan = [500] * 10
-    with pytest.raises(RewardError, match=r"127\.0\.0\.1.*failed 3 times.*HTTP 500"):
-        remote(server, retries=2).score(torch.ones(1, 3, 2, 2), [""])
-    assert len(server.requests) == 3
+def test_a_silent_server_is_given_up_before_a_working_one(server):
+    server.plan = ["hang"]
+    started = time.monotonic()
+    assert remote(server, timeout=LONG * 2, silence=0.2).score(WHITE, [""]).tolist() == [1.0]
+    assert time.monotonic() - started < LONG / 2
 
 
 def test_backoff_doubles(server, monkeypatch):
     waits = []
-    monkeypatch.setattr("t2ialign_rewards.remote.time.sleep", waits.append)
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr("t2ialign_rewards.service.asyncio.sleep", sleep)
     server.plan = [500] * 3
-    remote(server, backoff=0.5).score(torch.ones(1, 3, 2, 2), [""])
+    remote(server, backoff=0.5).score(WHITE, [""])
     assert waits == [0.5, 1.0, 2.0]
 
 
-def test_refusal_is_final(server):
-    server.plan = [404] * 5
-    with pytest.raises(RewardError, match="refused the request: HTTP 404"):
-        remote(server).score(torch.ones(1, 3, 2, 2), [""])
+@pytest.mark.parametrize("status", [400, 401, 404, 413])
+def test_refusal_is_final(server, status):
+    server.plan = [status] * 5
+    with pytest.raises(RewardError, match=f"refused the request: HTTP {status}"):
+        remote(server).score(WHITE, [""])
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("answer", [b"not json", b"[]", {"scores": ["x"]}, {"other": 1}, {"scores": [[1.0]]}])
-def test_wrong_answer(server, answer):
-    server.answer = lambda _: answer
-    with pytest.raises(RewardError, match="did not answer"):
-        remote(server).score(torch.ones(1, 3, 2, 2), [""])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_takes_no_token_with_it(server, status, monkeypatch):
+    monkeypatch.setenv("SCORE_TOKEN", "abc")
+    with serving(brightness) as other:
+        server.plan = [(status, other.url)] * 9
+        with pytest.raises(RewardError, match=r"redirects .* not followed"):
+            remote(server, token_variable="SCORE_TOKEN").score(WHITE, [""])
+        assert other.requests == []
 
 
-def test_wrong_number_of_scores(server):
-    server.answer = lambda _: {"scores": [1.0, 2.0]}
-    with pytest.raises(RewardError, match="2 scores for 1 images"):
-        remote(server).score(torch.ones(1, 3, 2, 2), [""])
+def test_a_server_that_stays_away_is_waited_for_and_then_named():
+    reward = Remote(RemoteConfig(url=f"http://127.0.0.1:{free_port()}/none?key=secret", wait=0.3, backoff=0.05))
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:\d+/none is away for 0 s") as raised:
+        reward.score(WHITE, [""])
+    assert "secret" not in str(raised.value)
+    assert 0.3 <= time.monotonic() - started < 3
 
 
-def test_unreachable_service():
-    reward = Remote(RemoteConfig(url="http://127.0.0.1:9/none", retries=1, backoff=0.0))
-    with pytest.raises(RewardError, match="failed 2 times"):
-        reward.score(torch.ones(1, 3, 2, 2), [""])
+def test_a_server_that_comes_back_is_used():
+    port = free_port()
+    reward = Remote(RemoteConfig(url=f"http://127.0.0.1:{port}/score", backoff=0.05, wait=30.0))
+    found = []
+    asking = threading.Thread(target=lambda: found.append(reward.score(WHITE, ["ab"]).tolist()))
+    asking.start()
+    time.sleep(0.3)
+    assert not found
+    with serving(brightness, port):
+        asking.join(timeout=20)
+    assert found == [[3.0]]
+
+
+def test_several_servers_share_the_work_and_one_may_fall_out(server):
+    with serving(brightness) as other:
+        images, prompts = torch.ones(8, 3, 2, 2), ["a"] * 8
+        server.delay = other.delay = 0.05
+        dead = f"http://127.0.0.1:{free_port()}/score"
+        reward = remote(server, url=[server.url, other.url, dead], batch=1, concurrency=2, wait=5.0)
+        assert reward.score(images, prompts).tolist() == [2.0] * 8
+        assert min(len(server.requests), len(other.requests)) >= 2
+
+
+def test_work_begins_while_others_work(server):
+    server.delay = 0.3
+    reward = remote(server)
+    images, prompts = WHITE.clone(), ["a"]
+    reward.begin(images, prompts)
+    time.sleep(0.5)
+    started = time.monotonic()
+    assert reward.score(images, prompts).tolist() == [2.0]
+    assert time.monotonic() - started < 0.2
+    assert len(server.requests) == 1
+    reward.begin(images, prompts)
+    assert reward.score(WHITE.clone(), ["bb"]).tolist() == [3.0]  # other images than were announced
 
 
 def test_token(server, monkeypatch):
     reward = remote(server, token_variable="SCORE_TOKEN")
     monkeypatch.delenv("SCORE_TOKEN", raising=False)
     with pytest.raises(UsageError, match="SCORE_TOKEN"):
-        reward.score(torch.ones(1, 3, 2, 2), [""])
+        reward.score(WHITE, [""])
     monkeypatch.setenv("SCORE_TOKEN", "abc")
-    reward.score(torch.ones(1, 3, 2, 2), [""])
-    assert server.tokens == ["Bearer abc"]
+    reward.score(WHITE, [""])
+    assert [headers["Authorization"] for headers in server.headers] == ["Bearer abc"]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://user:hunter2@host/score", "must hold no name or password"),
+        (["http://host/score", "https://hunter2@host"], "must hold no name or password"),
+        ("ftp://host/score", "must be a web address"),
+        ("http:///score", "must be a web address"),
+        ("http://host:x/", "must be a web address"),
+        ([], "needs at least one address"),
+    ],
+)
+def test_addresses_are_checked_and_passwords_never_shown(url, words, tmp_path):
+    with pytest.raises(SpecError, match=words) as raised:
+        parse_rewards([{"kind": "remote", "url": url}], "spec.toml", tmp_path)
+    assert "hunter2" not in str(raised.value)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from t2ialign.config import Checkpoint, Config, Dtype
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
@@ -37,6 +38,24 @@ def cut(prompts: Sequence[str], tokens: int | None, *references: str) -> list[st
             limit = TextLimit("", min(tokens, TextLimit("").own(folder) or tokens))
             return cut_prompts("the model", limit, folder, prompts)
     return []
+
+
+def web_address(url: str) -> str:
+    """The address, where it is one and holds no secret: a token belongs into a variable.
+
+    Raises:
+        ValueError: it is none, or holds a name or a password.
+    """
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine or any(map(str.isspace, url)):
+        raise ValueError("must be a web address, http://... or https://...")
+    if "@" in url:
+        raise ValueError("must hold no name or password; put a token into the variable that token_variable names")
+    return url
 
 
 class NetworkConfig(Config):
@@ -199,14 +218,42 @@ class JpegConfig(Config):
     per_megapixel: bool = Field(False, description="kB per million pixels, comparable between image sizes")
 
 
-class RemoteConfig(Config):
-    """``remote``: scores from an HTTP service."""
+class ServiceConfig(Config):
+    """Options of every client of an HTTP service."""
 
-    url: str = Field(pattern=r"^https?://\S+$", description="where to POST")
-    batch: int = Field(16, ge=1, description="images per request")
-    timeout: float = Field(60.0, gt=0, description="seconds to wait for one answer")
-    retries: int = Field(3, ge=0, description="further tries when the service is unreachable, late or says 429 or 5xx")
+    timeout: float = Field(60.0, gt=0, description="seconds for one answer, from the first byte to the last")
+    silence: float | None = Field(None, gt=0, description="seconds without a byte; default: timeout")
+    retries: int = Field(3, ge=0, description="further tries after an answer that is late, wrong or says 5xx")
     backoff: float = Field(1.0, ge=0, description="seconds before the first further try; doubled for each next one")
+    wait: float = Field(
+        600.0,
+        ge=0,
+        description="seconds for which a service that cannot be reached or is busy (429, 502, 503, 504) is asked again;"
+        " then the run keeps its state and stops, and can be resumed",
+    )
+    concurrency: int = Field(4, ge=1, description="requests under way at once, for each server")
     token_variable: str | None = Field(
         None, description="environment variable whose value is sent as 'Authorization: Bearer ...'"
     )
+
+
+class RemoteConfig(ServiceConfig):
+    """``remote``: scores from an HTTP service."""
+
+    url: str | list[str] = Field(description="where to POST; a list: of several servers that give the same scores")
+    reward: str | None = Field(None, description="which of a server's rewards; default: its only one")
+    batch: int = Field(16, ge=1, description="images per request")
+    send: Literal["png", "uint8", "float32"] = Field(
+        "png",
+        description="images as PNG in JSON, which any service reads, or as tensors, which 't2ialign serve' reads:"
+        " faster, and with 'float32' exact",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _addresses(cls, value: str | list[str]) -> str | list[str]:
+        if not value:
+            raise ValueError("needs at least one address")
+        for url in [value] if isinstance(value, str) else value:
+            web_address(url)
+        return value

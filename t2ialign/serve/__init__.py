@@ -1,0 +1,1 @@
+"""Rewards behind HTTP: what client and server say to each other, and the server."""
