@@ -45,16 +45,28 @@ class Reward(Part, ABC):
             Scores (B,), float32.
         """
 
+    def score_again(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """``score`` once more, past anything that was remembered; a run asks whether both are equal."""
+        return self.score(images, prompts)
+
+    def explain(self, images: Tensor, prompts: Sequence[str]) -> list[str] | None:
+        """A sentence on each image that was just scored, which evaluations keep beside it; None: nothing to say."""
+        return None
+
 
 class ReferenceReward(Reward):
     """A score against a reference image: the base model's, drawn from the same noise by another sampler.
 
-    Its options have ``sampler``, that sampler's table, and it is registered with provides={"reference"}. Every
-    evaluation measures it; only optimizers that provide "references" can optimise it.
+    Its options have ``sampler``, that sampler's table (None: the run's sampler), and it is registered with
+    provides={"reference"}. Every evaluation measures it; only optimizers that provide "references" can optimise it.
     """
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         raise TypeError(f"{type(self).__name__} compares with reference images; only runs can score it")
+
+    def against(self, images: Tensor, references: Tensor, prompts: Sequence[str]) -> Tensor:
+        """``agree``, for rewards that look at the prompts, too."""
+        return self.agree(images, references)
 
     @abstractmethod
     def agree(self, images: Tensor, references: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def _scores(
     reward = part.reward
     with blaming(reward.label):
         if isinstance(reward, ReferenceReward):
-            values = reward.agree(images, (references or {})[part.name][rows])
+            values = reward.against(images, (references or {})[part.name][rows], prompts)
         else:
             values = reward.score(images, prompts)
     if not isinstance(values, Tensor):

@@ -172,10 +172,12 @@ class Problem:
         """Reference images (B, 3, H, W) by reward, for the rewards that compare with some: the base model's."""
         wanted = [part for part in self.rewards.references if part.mix.weight != 0 or not optimised_only]
         with self.base():
-            return {
-                part.name: self.with_sampler(parse_sampler(part.reward.config.sampler)).generate(conditioning, seeds)
-                for part in wanted
-            }
+            return {part.name: self._drawing_for(part).generate(conditioning, seeds) for part in wanted}
+
+    def _drawing_for(self, part: MixedReward) -> Problem:
+        """The problem with the sampler of a reward's references."""
+        table = part.reward.config.sampler
+        return self if table is None else self.with_sampler(parse_sampler(table))
 
     def with_sampler(self, chosen: Chosen) -> Problem:
         """The same problem with another sampler."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from t2ialign.config import Checkpoint, Config, Dtype
+from t2ialign.config import CHECKPOINT, Checkpoint, Config, Dtype
 from t2ialign.spec.prompts import data_of
 from t2ialign_judges import rules, texts
+from t2ialign_rewards.config import ServiceConfig, web_address
 
 
 class RulesConfig(Config):
@@ -95,3 +97,117 @@ class OcrConfig(Config):
         except ValueError as error:
             return str(error)
         return ""
+
+
+QUESTIONS = {
+    "yes": 'Look at the picture. Does it show everything that this description says: "{prompt}"? Answer yes or no.',
+    "number": 'How well does the picture show what this description says: "{prompt}"? Say in one sentence what is'
+    " missing or wrong, then give a score from {least}, nothing of it, to {greatest}, all of it.",
+    "pairwise": 'Two pictures were made for this description: "{prompt}". Which one is better, the first or the second?'
+    " Look at what the description asks for first, then at how well the picture is made. Say why in one sentence, then"
+    " name the winner: 1, 2, or tie.",
+}
+
+
+class AskingConfig(ServiceConfig):
+    """Options of every judge: a model behind an API that speaks OpenAI's chat protocol, or one of transformers."""
+
+    model: str = Field(min_length=1, description="name of the model at the API; without url: hub id, folder or 'pkg:'")
+    url: str | None = Field(
+        None, description="the API, for example http://127.0.0.1:8000/v1; default: the model runs in this process"
+    )
+    question: str | None = Field(
+        None,
+        min_length=1,
+        description="what is asked; {prompt} becomes the image's prompt. Default: does it follow it?",
+    )
+    rubric: Annotated[str | None, CHECKPOINT] = Field(
+        None, description="a text file with the question, in place of question; relative to the spec"
+    )
+    temperature: float = Field(0.0, ge=0, description="of the model's sampling; votes differ only above 0")
+    concurrency: int = Field(16, ge=1, description="questions under way at once")
+    votes: int = Field(1, ge=1, description="answers per image, each with a seed of its own; their mean counts")
+    max_tokens: int = Field(512, ge=1, description="most tokens of an answer in words")
+    extra: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further fields of every request, for example {chat_template_kwargs = {enable_thinking = false}}",
+    )
+    side: int | None = Field(
+        None, ge=16, description="larger images are shown this many pixels long; default: as they are"
+    )
+    cache: bool = Field(True, description="keep opinions on disk, by image, prompt, question and model")
+    budget: int | None = Field(
+        None, ge=1, description="most calls of one process; then the run keeps its state and stops. Default: no limit"
+    )
+    revision: str | None = Field(None, description="hub revision of a model in this process")
+    dtype: Dtype = Field("bfloat16", description="dtype of a model in this process")
+
+    def usual_question(self) -> str:
+        """What is asked where the spec does not say."""
+        return QUESTIONS["yes"]
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        return None if value is None else web_address(value)
+
+
+class VlmJudgeConfig(AskingConfig):
+    """``vlm-judge``: 0 to 1."""
+
+    form: Literal["yes", "number"] = Field(
+        "yes",
+        description="'yes': the probability that the answer is yes; 'number': a number that the model writes, as JSON"
+        " or where pattern finds it, mapped from scale to 0 to 1",
+    )
+    relative: bool = Field(
+        True, description="form yes: P(yes) / (P(yes) + P(no)); false is P(yes) among all words, as in VQAScore"
+    )
+    scale: tuple[float, float] = Field((0.0, 10.0), description="form number: least and greatest")
+    pattern: str | None = Field(
+        None,
+        description="form number: regular expression whose groups are numbers in the answer, for models that were"
+        " trained on an answer of their own; default: JSON is asked for",
+    )
+
+    def usual_question(self) -> str:
+        least, greatest = (f"{value:g}" for value in self.scale)
+        return QUESTIONS[self.form].replace("{least}", least).replace("{greatest}", greatest)
+
+    @field_validator("scale")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not value[0] < value[1]:
+            raise ValueError("must be [least, greatest]")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _with_groups(cls, value: str | None) -> str | None:
+        try:
+            groups = re.compile(value).groups if value is not None else 1
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        if not groups:
+            raise ValueError("needs a group (...) around each number")
+        return value
+
+
+class VlmPairwiseConfig(AskingConfig):
+    """``vlm-pairwise``: 1, 0.5 or 0."""
+
+    sampler: dict[str, Any] | None = Field(
+        None, validate_default=False, description="the sampler of the base image, as in [sampler]; default: the run's"
+    )
+
+    def usual_question(self) -> str:
+        return QUESTIONS["pairwise"]
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, table: dict[str, Any] | None) -> dict[str, Any] | None:
+        from t2ialign.spec.parse import parse_sampler
+
+        if table is not None:
+            parse_sampler(table, "reward.sampler")
+        return table

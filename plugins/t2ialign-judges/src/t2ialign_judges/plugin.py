@@ -22,3 +22,16 @@ def t2ialign_rewards(register: Register) -> None:
         config=config.OcrConfig,
         summary="Similarity of the text in the image to the text that the prompt quotes, 0 to 1; no gradient",
     )
+    register(
+        "vlm-judge",
+        "t2ialign_judges.vlm.judge:VlmJudge",
+        config=config.VlmJudgeConfig,
+        summary="What a vision-language model says of an image, by an API or in this process, 0 to 1; no gradient",
+    )
+    register(
+        "vlm-pairwise",
+        "t2ialign_judges.vlm.pairwise:VlmPairwise",
+        config=config.VlmPairwiseConfig,
+        summary="Whether a vision-language model prefers an image to the base model's: 1, 0.5 or 0; no gradient",
+        provides={"reference"},
+    )
