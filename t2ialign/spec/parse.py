@@ -110,7 +110,7 @@ class _Parser:
         )
         backend = self._part("backend", self.tree.get("backend"))
         optimizer = self._part("optimizer", self.tree.get("optimizer"))
-        wants_sampler = backend is None or "denoiser" in backend.provides()
+        wants_sampler = "denoiser" in backend.provides() if backend else self._may_want_sampler()
         given = "sampler" in self.tree
         sampler = self._part("sampler", self.tree.get("sampler")) if given or wants_sampler else None
         rewards = self._rewards()
@@ -186,6 +186,16 @@ class _Parser:
             return None
         config = self._validate(role, found.config, {k: v for k, v in table.items() if k != "kind"})
         return None if config is None else Chosen(found, config)
+
+    def _may_want_sampler(self) -> bool:
+        """Whether a backend whose options are wrong would need a sampler, as far as its kind alone says.
+
+        A kind that nobody knows says nothing, so the missing sampler is left to the next look.
+        """
+        table = self.tree.get("backend")
+        kind = table.get("kind") if isinstance(table, dict) else None
+        found = self.parts.parts["backend"].get(kind) if isinstance(kind, str) else None
+        return found is not None and "denoiser" in found.provides
 
     def _declared(self, role: str, key: str, table: Any) -> Declaration | None:
         kinds = sorted(self.parts.parts[role])

@@ -88,6 +88,14 @@ def test_single_faults(toy_spec, tables, key, words):
     assert words in problems(toy_spec(**tables))[key]
 
 
+def test_wrong_options_of_a_backend_with_its_own_sampler_do_not_ask_for_one(toy_spec):
+    found = problems(toy_spec(backend={"kind": "toy-tokens", "checkpoint": "a/b", "bogus": 1}, sampler=None))
+    assert "backend.bogus" in found
+    assert "sampler" not in found
+    denoiser = problems(toy_spec(backend={"kind": "toy-model", "checkpoint": "a/b", "bogus": 1}, sampler=None))
+    assert {"backend.bogus", "sampler"} <= denoiser.keys()
+
+
 def test_a_reward_that_compares_images_is_a_diagnostic_and_needs_some(toy_spec):
     wanted = [{"kind": "toy-redness"}, {"kind": "toy-variety"}]
     said = [str(problem) for problem in _all(toy_spec(reward=wanted))]

@@ -24,6 +24,7 @@ from t2ialign_diffusers.compilation import compile_forward
 from t2ialign_eggroll import plugin
 from t2ialign_eggroll.config import EggrollConfig
 from t2ialign_eggroll.noise import Noise
+from t2ialign_rewards.random_control import RandomControl
 
 
 class Biased(toy.ToyBackend):
@@ -40,9 +41,15 @@ class Plugin:
     def t2ialign_backends(register):
         register("toy-biased", Biased, provides={"diffusion", "denoiser", "lora", "one-step"})
 
+    @staticmethod
+    @t2ialign.hookimpl
+    def t2ialign_rewards(register):
+        register("random", RandomControl)
+
 
 QUIET = Display(quiet=True)
-SMALL = {"kind": "eggroll", "population": 6}
+#: Three pairs cannot show that a reward means anything: whole steps.
+SMALL = {"kind": "eggroll", "population": 6, "gain": "none"}
 
 
 @pytest.fixture
@@ -73,10 +80,18 @@ def fitness_of(spec, steps=1):
     "optimizer",
     [
         {"kind": "eggroll", "population": 16},
+        {"kind": "eggroll", "population": 16, "step_rule": "upstream", "train": ["B"], "learning_rate": 0.5},
         {"kind": "open-es", "population": 16},
         {"kind": "eggroll", "population": 16, "parameters": "weights"},
         {"kind": "eggroll", "population": 16, "train": ["A", "B"], "noise_rank": 2},
-        {"kind": "eggroll", "population": 16, "sigma_scale": "absolute", "sigma": 0.05, "learning_rate": 4.0},
+        {
+            "kind": "eggroll",
+            "population": 16,
+            "sigma_scale": "absolute",
+            "sigma": 0.05,
+            "step_rule": "upstream",
+            "learning_rate": 4.0,
+        },
         {"kind": "eggroll", "population": 16, "solver": "adam", "learning_rate": 0.1, "shaping": "zscore"},
         {"kind": "eggroll", "population": 15, "shaping": "centred-rank", "step_rule": "eggroll", "learning_rate": 2.0},
         {"kind": "eggroll", "population": 16, "antithetic": False, "shaping": "prompt-zscore"},
@@ -217,7 +232,7 @@ def test_ranks_share_the_population(eggroll_spec, population):
 @pytest.mark.parametrize("solver", ["sgd", "adam"])
 @pytest.mark.parametrize("parameters", ["lora", "weights"])
 def test_a_resumed_run_equals_an_uninterrupted_one(eggroll_spec, solver, parameters):
-    spec = eggroll_spec({**SMALL, "solver": solver, "parameters": parameters})
+    spec = eggroll_spec({"kind": "eggroll", "population": 12, "solver": solver, "parameters": parameters})
     whole = ready(spec)
     first = ready(spec)
     for index in range(2):
@@ -335,7 +350,7 @@ def test_weights_mode_delivers_the_nearest_lora(eggroll_spec):
 
 def test_caps_hold(eggroll_spec):
     (first, second), _ = fitness_of(
-        eggroll_spec({**SMALL, "max_step_norm": 1e-3, "max_norm": 1.5e-3, "learning_rate": 10.0}), 2
+        eggroll_spec({**SMALL, "max_step_norm": 1e-3, "max_norm": 1.5e-3, "learning_rate": 0.3, "train": ["B"]}), 2
     )
     assert first["update/norm"] == pytest.approx(1e-3, rel=1e-3)
     assert second["parameters/norm"] <= 1.5e-3 * (1 + 1e-4)
@@ -343,7 +358,94 @@ def test_caps_hold(eggroll_spec):
 
 def test_the_learning_rate_follows_the_schedule(eggroll_spec):
     lines, _ = fitness_of(eggroll_spec({**SMALL, "schedule": "linear", "final_fraction": 0.0}), 4)
-    assert [line["learning_rate"] for line in lines] == pytest.approx([0.5, 0.375, 0.25, 0.125])
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.03, 0.0225, 0.015, 0.0075])
+
+
+def relative_change(optimizer, name="0"):
+    """Mean square of what the LoRA adds to a layer's output, over that of the output."""
+    problem = optimizer.problem
+    layer, inputs = problem.adapter.layers[name], []
+    handle = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    batch = problem.draw(0)
+    optimizer.generate(batch.conditioning, batch.seeds)
+    handle.remove()
+    x = torch.cat(inputs)
+    base = layer.base_layer(x)
+    return ((layer(x) - base).square().mean() / base.square().mean()).item()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "eggroll", "population": 64, "noise_rank": 8},
+        {"kind": "open-es", "population": 16, "antithetic": False, "shaping": "zscore"},
+        {"kind": "open-es", "population": 64},
+        {"kind": "open-es", "population": 16, "sigma": 0.01},
+        {"kind": "open-es", "population": 16, "rank": 4},
+        {"kind": "open-es", "population": 16, "train": ["B"], "solver": "adam"},
+        {"kind": "eggroll", "population": 64, "parameters": "weights", "noise_rank": 4, "rank": 48},
+    ],
+    ids=lambda o: "-".join(str(v) for v in o.values()),
+)
+def test_a_step_changes_a_layers_output_by_the_learning_rate(eggroll_spec, options):
+    """Whatever sigma, the population and the LoRA's rank are, in the mean over seeds."""
+    options = {"gain": "none", "learning_rate": 0.05, **options}
+    lora = {"rank": options.pop("rank", 2)}
+    backend = {"kind": "toy-biased", "checkpoint": "some/model", "dtype": "float32", "lora": lora}
+    changes = []
+    for seed in range(12):
+        optimizer = ready(eggroll_spec(options, run={"seed": seed}, backend=backend))
+        optimizer.step(0)
+        changes.append(relative_change(optimizer))
+    assert torch.tensor(changes).mean().sqrt().item() == pytest.approx(0.05, rel=0.3)
+
+
+def test_a_random_reward_holds_the_steps_and_says_so(eggroll_spec, caplog):
+    spec = eggroll_spec(
+        {"kind": "eggroll", "population": 16},
+        run={"steps": 12},
+        reward=[{"kind": "random"}, {"kind": "toy-redness", "weight": 0.0}],
+        prompts={"file": "prompts.txt", "per_step": 5},
+    )
+    lines, _ = fitness_of(spec, 12)
+    gains = torch.tensor([line["step/gain"] for line in lines])
+    assert gains.mean() < 0.2
+    held = int((gains == 0).sum())
+    assert held > 6
+    assert [line["update/norm"] == 0 for line in lines] == (gains == 0).tolist()
+    assert f"{held} of 12 steps were held at zero length" in caplog.text
+    assert "the reward did not distinguish the members beyond chance" in caplog.text
+
+
+def test_a_run_without_a_single_step_ends_well_and_says_that_its_lora_is_zero(eggroll_spec):
+    spec = eggroll_spec({"kind": "eggroll", "population": 2}, reward=[{"kind": "random"}])
+    run = runner.start(spec, QUIET)
+    assert "the LoRA is zero" in (run.path / "export" / "README.md").read_text()
+    paired = json.loads((run.path / "evaluation" / "summary.json").read_text())["paired"]["tuned"]
+    assert paired["random"]["difference"] == 0
+
+
+def test_a_real_reward_gets_whole_steps(eggroll_spec):
+    backend = {"kind": "toy-biased", "checkpoint": "some/model", "dtype": "float32"}
+    spec = eggroll_spec({"kind": "eggroll", "population": 16}, backend=backend, run={"steps": 5})
+    lines, _ = fitness_of(spec, 5)
+    assert lines[-1]["step/gain"] == 1
+    assert 0 < lines[-1]["step/signal"] < 1
+    assert lines[-1]["fitness/F"] > 1
+
+
+def test_the_signal_needs_two_images(eggroll_spec):
+    one = {"file": "prompts.txt", "per_step": 1, "images_per_prompt": 1}
+    with pytest.raises(SpecError, match="gain = 'none'"):
+        eggroll_spec({"kind": "eggroll", "population": 8}, prompts=one)
+    eggroll_spec({**SMALL, "gain": "none"}, prompts=one)
+    eggroll_spec({**SMALL, "step_rule": "upstream"}, prompts=one)
+
+
+def test_steps_of_a_published_code_are_not_shortened_unless_asked(eggroll_spec):
+    for options, shortened in [({}, False), ({"gain": "signal"}, True)]:
+        (line,), _ = fitness_of(eggroll_spec({**SMALL, "step_rule": "upstream", **options}))
+        assert ("step/gain" in line) is shortened
 
 
 def test_export_loads_in_a_fresh_backend(eggroll_spec):
@@ -361,6 +463,7 @@ def test_export_loads_in_a_fresh_backend(eggroll_spec):
         ({"train": ["A"]}, "must include 'B'"),
         ({"shaping": "zscored"}, "zscore"),
         ({"sigma": -1.0}, "optimizer.sigma"),
+        ({"learning_rate": 0.5}, "step_rule = 'upstream'"),
     ],
 )
 def test_bad_options_are_one_clear_error(eggroll_spec, options, message):

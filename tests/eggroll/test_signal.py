@@ -79,8 +79,15 @@ def test_prompts_of_any_difficulty_and_rewards_of_any_unit_change_nothing():
 def test_images_stand_in_for_prompts_when_there_is_one_prompt():
     scores = torch.randn(8, 5, generator=torch.Generator().manual_seed(3))
     assert spread(scores[:, None], True) == spread(scores, True)
-    with pytest.raises(ValueError, match="two images"):
-        spread(scores[:, :1], True)
+    for lone in (scores[:, :1], scores[:, :1, None], scores[:, 0]):
+        with pytest.raises(ValueError, match="two images"):
+            spread(lone, True)
+
+
+def test_images_of_a_prompt_are_averaged():
+    scores = torch.randn(8, 5, 3, generator=torch.Generator().manual_seed(3))
+    found, expected = spread(scores, True), spread(scores.mean(2), True)
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_broken_members_are_left_out_with_their_partners():

@@ -67,7 +67,9 @@ def test_step_rules_convert_into_each_other():
     upstream = step_scale("upstream", sigma, count)
     assert step_scale("eggroll", sigma, count) == pytest.approx(upstream * math.sqrt(count))
     assert step_scale("textbook", sigma, count) == pytest.approx(upstream / sigma**2)
-    with pytest.raises(ValueError, match="upstream, eggroll or textbook"):
+    assert step_scale("output", sigma, count) == 8**0.5
+    assert step_scale("output", sigma, count, antithetic=False) == 4
+    with pytest.raises(ValueError, match="upstream, eggroll, textbook or output"):
         step_scale("adam", sigma, count)
 
 

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from t2ialign import LoraOptimizerConfig, Plan, Requirements
+from t2ialign import LoraOptimizerConfig, Plan, Requirements, UsageError
 
 if TYPE_CHECKING:
     from t2ialign.spec.model import Spec
+
+
+#: Longest step that the output rule accepts: more is no step but another layer.
+LARGEST_STEP = 0.3
 
 
 class EvolutionConfig(LoraOptimizerConfig):
@@ -19,7 +23,11 @@ class EvolutionConfig(LoraOptimizerConfig):
     sigma: float = Field(
         0.1, gt=0, description="standard deviation of the perturbation's entries, in sigma_scale units"
     )
-    learning_rate: float = Field(0.5, gt=0, description="step size; its unit depends on step_rule, see docs/eggroll.md")
+    learning_rate: float = Field(
+        0.03,
+        gt=0,
+        description="step size; with step_rule 'output' the relative change of every layer's output per step",
+    )
     antithetic: bool = Field(True, description="evaluate every perturbation with both signs")
     shaping: Literal[
         "zscore",
@@ -35,10 +43,17 @@ class EvolutionConfig(LoraOptimizerConfig):
         gt=0,
         description="smallest divisor of shaping 'antithetic', in units of the reward: below it steps shrink",
     )
-    step_rule: Literal["upstream", "eggroll", "textbook"] = Field(
-        "upstream", description="step before the solver: sigma mean(f E), sigma sqrt(N) mean(f E), or mean(f E) / sigma"
+    step_rule: Literal["output", "upstream", "eggroll", "textbook"] = Field(
+        "output",
+        description="unit of learning_rate: 'output' (independent of sigma, population and LoRA rank), or the step of a"
+        " published code before the solver: sigma mean(f E), sigma sqrt(N) mean(f E), mean(f E) / sigma",
     )
-    train: list[Literal["A", "B"]] = Field(["B"], min_length=1, description="LoRA factors that evolve")
+    gain: Literal["signal", "none"] | None = Field(
+        None,
+        description="'signal' shortens the step by how far the prompts' agreement about the members exceeds chance, to"
+        " 0 for a random reward; default: 'signal' with step_rule 'output', else 'none'",
+    )
+    train: list[Literal["A", "B"]] = Field(["A", "B"], min_length=1, description="LoRA factors that evolve")
     sigma_scale: Literal["relative", "absolute"] = Field(
         "relative",
         description="unit of sigma and of the step: 'relative' to what each layer has (B: rms of the layer's output"
@@ -62,10 +77,26 @@ class EvolutionConfig(LoraOptimizerConfig):
             )
         if "B" not in self.train:
             raise ValueError("train must include 'B': it starts at zero, and A alone changes nothing then")
+        if self.step_rule == "output" and self.learning_rate > LARGEST_STEP:
+            raise ValueError(
+                f"learning_rate = {self.learning_rate:g} would change every layer's output by"
+                f" {self.learning_rate:.0%} in one step, and {LARGEST_STEP:.0%} is the most that is allowed; for the"
+                " unit of HyperscaleES_T2I (and of specs from before this unit) set step_rule = 'upstream'"
+            )
         return self
+
+    @property
+    def uses_signal(self) -> bool:
+        """Whether steps are shortened by the share of signal in the scores."""
+        return self.gain == "signal" or (self.gain is None and self.step_rule == "output")
 
     def plan(self, spec: Spec) -> Plan:
         images = spec.prompts.per_step * spec.prompts.images_per_prompt
+        if self.uses_signal and images < 2:
+            raise UsageError(
+                "gain = 'signal' compares what several images say about the same members: set prompts.per_step (or"
+                " prompts.images_per_prompt) to 2 or more, or optimizer.gain = 'none'"
+            )
         members = 1 if self.form == "sequential" else max(1, spec.run.micro_batch // images)
         forwards = -(-self.population // members) * -(-images // min(images, spec.run.micro_batch))
         notes = {"members": f"{self.population} x {images} images", "forwards per step": str(forwards)}

@@ -3,8 +3,8 @@
     for each step:
         draw prompts and initial noise, the same for all members
         for every member i: images with theta + sigma E_i, scored by the reward mix
-        f = shaped scores
-        theta += solver step along scale * mean_i f_i E_i
+        f = shaped scores; gain = how far they exceed chance
+        theta += gain * solver step along scale * mean_i f_i E_i
 
 E_i is low-rank for EGGROLL (arXiv 2511.16652), Gaussian for OpenAI-ES (arXiv 1703.03864). Members are evaluated many
 at a time; their noise is drawn again for the update instead of being kept.
@@ -13,6 +13,7 @@ at a time; their noise is drawn again for the update instead of being kept.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,13 @@ from t2ialign_eggroll.config import EggrollConfig, OpenESConfig
 from t2ialign_eggroll.noise import Members, Noise, Perturbation
 from t2ialign_eggroll.population import Chunk, Form
 from t2ialign_eggroll.shaping import Fitness, shape
+from t2ialign_eggroll.signal import Signal, spread
 from t2ialign_eggroll.spaces import LoraSpace, Space, WeightSpace
 from t2ialign_eggroll.update import ascend, make_solver, mean_perturbation, norm, schedule, step_scale
 
 log = logging.getLogger(__name__)
+#: Where prompts agree completely the averaged F has no bound; metrics are finite.
+LARGEST_F = 1e6
 
 
 class EvolutionStrategy(LoraOptimizer):
@@ -53,6 +57,9 @@ class EvolutionStrategy(LoraOptimizer):
         self.solver = make_solver(config.solver, self.space.parameters, config.learning_rate, config.weight_decay)
         #: Natural size of each parameter: the unit of sigma and of the step. Measured before the first step.
         self.scales: dict[str, float] = {}
+        self.signal = Signal()
+        #: Steps so far that the signal held at zero length.
+        self.held = 0
         #: How a batch of members is evaluated; None is one member at a time.
         self.form: Form | None = None if config.form == "sequential" else config.form
         self.ready = False
@@ -71,8 +78,9 @@ class EvolutionStrategy(LoraOptimizer):
         fitness = shape(samples, self.config.shaping, floor=self.config.floor)
         if fitness.constant:
             log.warning("step %d: nothing distinguishes the members' scores, so there is no update", index + 1)
-        moved, rate = self._update(index, fitness)
-        return StepResult(self._metrics(raw, combined, fitness, moved, rate))
+        gain, trust = self._gain(index, samples) if self.config.uses_signal else (1.0, {})
+        moved, rate = self._update(index, fitness, gain)
+        return StepResult(self._metrics(raw, combined, fitness, moved, rate) | trust)
 
     def prepare(self) -> None:
         """Before the first step of a process: measure scales, refuse layers that do nothing, check the batching."""
@@ -161,13 +169,13 @@ class EvolutionStrategy(LoraOptimizer):
         sigma = {name: self.config.sigma * scale for name, scale in self.scales.items()}
         return self.members.draw(self.noise.of(self.seed, index, self.device), members, self.device, sigma)
 
-    def _update(self, index: int, fitness: Fitness) -> tuple[Tensor, float]:
-        """One solver step; returns its norm and the learning rate."""
+    def _update(self, index: int, fitness: Fitness, gain: float) -> tuple[Tensor, float]:
+        """One solver step, shortened by the gain; returns its norm and the learning rate."""
         config = self.config
         rate = config.learning_rate * schedule(config.schedule, index / self.steps, config.final_fraction)
         for group in self.solver.param_groups:
-            group["lr"] = rate * self.scales[group["name"]]
-        scale = step_scale(config.step_rule, config.sigma, int(fitness.used.sum()))
+            group["lr"] = gain * rate * self.units[group["name"]]
+        scale = step_scale(config.step_rule, config.sigma, int(fitness.used.sum()), antithetic=config.antithetic)
         mean = mean_perturbation(
             self.noise.of(self.seed, index, self.device), self.members, fitness, sign_only=self.sign_update
         )
@@ -201,6 +209,34 @@ class EvolutionStrategy(LoraOptimizer):
     def trained(self) -> Mapping[str, Tensor]:
         return self.space.parameters
 
+    @property
+    def units(self) -> dict[str, float]:
+        """What a learning rate of 1 is for each parameter."""
+        return self.space.step_units(self.scales) if self.config.step_rule == "output" else self.scales
+
+    def _gain(self, index: int, samples: Tensor) -> tuple[float, dict[str, float]]:
+        """The step's gain and what there is to log about it; the last step says how many were held at zero."""
+        step = spread(samples, self.config.antithetic)
+        gain = self.signal.add(step)
+        self.held += gain == 0
+        if index + 1 == self.steps and self.held:
+            log.warning(
+                "%d of %d steps were held at zero length: the reward did not distinguish the members beyond chance",
+                self.held,
+                self.steps,
+            )
+        return gain, {
+            "step/gain": gain,
+            "step/signal": self.signal.share,
+            "fitness/F": min(self.signal.ratio, LARGEST_F),
+            "fitness/spread": math.sqrt(step.between),
+        }
+
+    def after_step(self, index: int) -> None:
+        super().after_step(index)
+        if self.config.uses_signal and self.signal.gain == 0:
+            self._unmoved = 0  # held for a reason that is told at the end, not by accident
+
     def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
         self._commit()
         return super().generate(conditioning, seeds)
@@ -208,6 +244,13 @@ class EvolutionStrategy(LoraOptimizer):
     def export(self, folder: Path) -> None:
         self._commit()
         super().export(folder)
+
+    def check(self, folder: Path) -> str:
+        if self.held == self.steps:  # a zero LoRA is then what the scores justify, and no fault of the export
+            return (
+                "No step was taken, because the reward did not distinguish the members beyond chance: the LoRA is zero."
+            )
+        return super().check(folder)
 
     def _commit(self) -> None:
         if self.stale:
@@ -220,13 +263,15 @@ class EvolutionStrategy(LoraOptimizer):
             state.tensors[name] = parameter.detach().cpu().clone()
             for key, value in self.solver.state[parameter].items():
                 state.tensors[f"solver.{key}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
-        state.values["scales"] = dict(self.scales)
+        state.values |= {"scales": dict(self.scales), "signal": self.signal.state(), "held": self.held}
         return state
 
     def load_state(self, state: State) -> None:
         super().load_state(state)
         self.stale = True
         self.scales = dict(state.values["scales"])
+        self.signal = Signal.of(state.values.get("signal", {}))  # older checkpoints have none
+        self.held = state.values.get("held", 0)
         for name, parameter in self.space.parameters.items():
             parameter.data.copy_(state.tensors[name])
         for key, value in state.tensors.items():

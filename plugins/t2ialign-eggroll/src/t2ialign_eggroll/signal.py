@@ -58,7 +58,7 @@ def spread(samples: Tensor, antithetic: bool) -> Spread:
     """
     if samples.ndim == 3 and samples.shape[1] == 1:
         samples = samples[:, 0]
-    if samples.ndim != 2 or samples.shape[1] < 2:
+    if samples.ndim < 2 or samples.shape[1] < 2:
         raise ValueError("the share of signal needs two images or more of every member")
     scores = prompt_scores(samples).double().cpu()
     if antithetic:
@@ -69,13 +69,11 @@ def spread(samples: Tensor, antithetic: bool) -> Spread:
     rows = rows[~rows.isnan().any(1)]
     count, prompts = rows.shape
     f1 = count
-    centre: Tensor | float = 0.0
     if not antithetic:  # members have a common mean and prompts a common difficulty, which pairs cancel
-        f1, centre = count - 1, rows.mean(0, keepdim=True)
+        f1, rows = count - 1, rows - rows.mean(0)
     f2 = f1 * (prompts - 1)
     if f1 < 1:
         return Spread(0.0, 0.0, 0.0, 0, 0)
-    rows = rows - centre
     mean = rows.mean(1, keepdim=True)
     between = float(mean.square().sum()) / f1
     within = float((rows - mean).square().sum()) / (f2 * prompts)

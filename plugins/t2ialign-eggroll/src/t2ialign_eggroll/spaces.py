@@ -6,6 +6,7 @@ which the network has one member's weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -35,6 +36,9 @@ class Space(Protocol):
 
     def scales(self, run: Callable[[], object]) -> dict[str, float]:
         """Natural size of each parameter; ``run`` generates some images."""
+
+    def step_units(self, scales: Mapping[str, float]) -> dict[str, float]:
+        """Rms of a parameter's entries that is a relative change of 1 of what its layer gives."""
 
     def commit(self) -> None:
         """Bring the LoRA that the run delivers up to date with the parameters."""
@@ -74,6 +78,11 @@ class LoraSpace:
             else:
                 found[name] = output[path] / (self.adapter.scaling * hidden[path])
         return found
+
+    def step_units(self, scales: Mapping[str, float]) -> dict[str, float]:
+        """The r columns of B add up, in squares; A changes what it gives by as much as it changes itself."""
+        root = math.sqrt(self.adapter.config.rank)
+        return {name: scale / root if name.endswith("lora_B.weight") else scale for name, scale in scales.items()}
 
     def commit(self) -> None:
         """Nothing to do: the parameters are the LoRA."""
@@ -124,6 +133,10 @@ class WeightSpace:
     def scales(self, run: Callable[[], object]) -> dict[str, float]:
         """rms of the entries of W."""
         return {f"{n}.weight": base.weight.float().square().mean().sqrt().item() for n, base in self.layers.items()}
+
+    def step_units(self, scales: Mapping[str, float]) -> dict[str, float]:
+        """A change of W changes the output by as much as it changes W."""
+        return dict(scales)
 
     @torch.no_grad()
     def commit(self) -> None:

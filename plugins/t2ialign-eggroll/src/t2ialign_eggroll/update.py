@@ -6,8 +6,11 @@ their learning rates are not interchangeable; the three scalings are named step 
     upstream    sigma g              HyperscaleES_T2I
     eggroll     sigma sqrt(N) g      the authors' JAX code, eggroll-trainer
     textbook    g / sigma            the score-function estimator of grad E[F(theta + sigma E)]
+    output      sqrt(P) g            ours: P perturbations and fitness of unit spread give entries of rms 1
 
 For SGD a rate a of the textbook rule equals a / sigma^2 upstream and a / (sigma^2 sqrt(N)) in the eggroll rule.
+The output rule's rate is the length of a step itself, relative to what each layer has; sigma, the population and the
+rank of the LoRA do not change what it means.
 """
 
 from __future__ import annotations
@@ -26,8 +29,13 @@ from t2ialign_eggroll.shaping import Fitness
 PAIRS_PER_BLOCK = 32
 
 
-def step_scale(rule: str, sigma: float, population: int) -> float:
-    """What multiplies mean_i f_i E_i under a step rule."""
+def step_scale(rule: str, sigma: float, population: int, *, antithetic: bool = True) -> float:
+    """What multiplies mean_i f_i E_i under a step rule.
+
+    Args:
+        population: the members N that take part.
+        antithetic: they are pairs, P = N / 2; else P = N.
+    """
     match rule:
         case "upstream":
             return sigma
@@ -35,7 +43,9 @@ def step_scale(rule: str, sigma: float, population: int) -> float:
             return sigma * math.sqrt(population)
         case "textbook":
             return 1 / sigma
-    raise ValueError(f"unknown step rule '{rule}': upstream, eggroll or textbook")
+        case "output":
+            return math.sqrt(population / 2 if antithetic else population)
+    raise ValueError(f"unknown step rule '{rule}': upstream, eggroll, textbook or output")
 
 
 def pair_weights(fitness: Tensor, members: Members) -> Tensor:
