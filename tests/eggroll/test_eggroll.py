@@ -418,7 +418,7 @@ def test_a_random_reward_holds_the_steps_and_says_so(eggroll_spec, caplog):
 
 
 def test_a_run_without_a_single_step_ends_well_and_says_that_its_lora_is_zero(eggroll_spec):
-    spec = eggroll_spec({"kind": "eggroll", "population": 2}, reward=[{"kind": "random"}])
+    spec = eggroll_spec({"kind": "eggroll", "population": 2, "gain": "signal"}, reward=[{"kind": "random"}])
     run = runner.start(spec, QUIET)
     assert "the LoRA is zero" in (run.path / "export" / "README.md").read_text()
     paired = json.loads((run.path / "evaluation" / "summary.json").read_text())["paired"]["tuned"]
@@ -437,9 +437,17 @@ def test_a_real_reward_gets_whole_steps(eggroll_spec):
 def test_the_signal_needs_two_images(eggroll_spec):
     one = {"file": "prompts.txt", "per_step": 1, "images_per_prompt": 1}
     with pytest.raises(SpecError, match="gain = 'none'"):
-        eggroll_spec({"kind": "eggroll", "population": 8}, prompts=one)
+        eggroll_spec({"kind": "eggroll", "population": 8, "gain": "signal"}, prompts=one)
     eggroll_spec({**SMALL, "gain": "none"}, prompts=one)
     eggroll_spec({**SMALL, "step_rule": "upstream"}, prompts=one)
+
+
+@pytest.mark.parametrize(("population", "images", "used"), [(16, 4, True), (14, 4, False), (16, 3, False)])
+def test_few_members_or_images_get_whole_steps_and_validate_says_so(eggroll_spec, population, images, used):
+    prompts = {"file": "prompts.txt", "per_step": images, "images_per_prompt": 1}
+    spec = eggroll_spec({"kind": "eggroll", "population": population}, prompts=prompts)
+    assert spec.optimizer_config.uses_signal(images) is used
+    assert ("gain" in spec.optimizer_config.plan(spec).notes) is not used
 
 
 def test_steps_of_a_published_code_are_not_shortened_unless_asked(eggroll_spec):

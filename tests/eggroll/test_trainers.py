@@ -334,7 +334,7 @@ def test_what_vmap_cannot_do_says_what_to_change():
     [
         ({"population_size": 1}, "at least 2"),
         ({"rank": 0}, "noise rank"),
-        ({"step_rule": "sgd"}, "upstream, eggroll or textbook"),
+        ({"step_rule": "sgd"}, "upstream, eggroll, textbook or output"),
         ({"noise_reuse": 0}, "noise_reuse"),
     ],
 )

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 LARGEST_STEP = 0.3
 
 
+#: Fewer than these never exceed chance within a few steps, and a step of length 0 would look like a fault.
+ENOUGH_MEMBERS, ENOUGH_IMAGES = 16, 4
+
+
 class EvolutionConfig(LoraOptimizerConfig):
     """Options that every evolution strategy of this plugin has."""
 
@@ -51,7 +55,8 @@ class EvolutionConfig(LoraOptimizerConfig):
     gain: Literal["signal", "none"] | None = Field(
         None,
         description="'signal' shortens the step by how far the prompts' agreement about the members exceeds chance, to"
-        " 0 for a random reward; default: 'signal' with step_rule 'output', else 'none'",
+        " 0 for a random reward; default: 'signal' with step_rule 'output' and enough scores to tell (16 members, 4"
+        " images of each), else 'none'",
     )
     train: list[Literal["A", "B"]] = Field(["A", "B"], min_length=1, description="LoRA factors that evolve")
     sigma_scale: Literal["relative", "absolute"] = Field(
@@ -85,14 +90,18 @@ class EvolutionConfig(LoraOptimizerConfig):
             )
         return self
 
-    @property
-    def uses_signal(self) -> bool:
-        """Whether steps are shortened by the share of signal in the scores."""
-        return self.gain == "signal" or (self.gain is None and self.step_rule == "output")
+    def uses_signal(self, images: int) -> bool:
+        """Whether steps are shortened by the share of signal in the scores.
+
+        Args:
+            images: that every member generates in a step.
+        """
+        enough = self.population >= ENOUGH_MEMBERS and images >= ENOUGH_IMAGES
+        return self.gain == "signal" or (self.gain is None and self.step_rule == "output" and enough)
 
     def plan(self, spec: Spec) -> Plan:
         images = spec.prompts.per_step * spec.prompts.images_per_prompt
-        if self.uses_signal and images < 2:
+        if self.uses_signal(images) and images < 2:
             raise UsageError(
                 "gain = 'signal' compares what several images say about the same members: set prompts.per_step (or"
                 " prompts.images_per_prompt) to 2 or more, or optimizer.gain = 'none'"
@@ -100,6 +109,10 @@ class EvolutionConfig(LoraOptimizerConfig):
         members = 1 if self.form == "sequential" else max(1, spec.run.micro_batch // images)
         forwards = -(-self.population // members) * -(-images // min(images, spec.run.micro_batch))
         notes = {"members": f"{self.population} x {images} images", "forwards per step": str(forwards)}
+        if self.step_rule == "output" and self.gain is None and not self.uses_signal(images):
+            notes["gain"] = (
+                f"none: it takes {ENOUGH_MEMBERS} members and {ENOUGH_IMAGES} images of each to tell signal from chance"
+            )
         return Plan(spec.run.steps, self.population * images, notes)
 
 

@@ -57,6 +57,7 @@ class EvolutionStrategy(LoraOptimizer):
         self.solver = make_solver(config.solver, self.space.parameters, config.learning_rate, config.weight_decay)
         #: Natural size of each parameter: the unit of sigma and of the step. Measured before the first step.
         self.scales: dict[str, float] = {}
+        self.uses_signal = config.uses_signal(problem.spec.prompts.per_step * problem.spec.prompts.images_per_prompt)
         self.signal = Signal()
         #: Steps so far that the signal held at zero length.
         self.held = 0
@@ -78,7 +79,7 @@ class EvolutionStrategy(LoraOptimizer):
         fitness = shape(samples, self.config.shaping, floor=self.config.floor)
         if fitness.constant:
             log.warning("step %d: nothing distinguishes the members' scores, so there is no update", index + 1)
-        gain, trust = self._gain(index, samples) if self.config.uses_signal else (1.0, {})
+        gain, trust = self._gain(index, samples) if self.uses_signal else (1.0, {})
         moved, rate = self._update(index, fitness, gain)
         return StepResult(self._metrics(raw, combined, fitness, moved, rate) | trust)
 
@@ -234,7 +235,7 @@ class EvolutionStrategy(LoraOptimizer):
 
     def after_step(self, index: int) -> None:
         super().after_step(index)
-        if self.config.uses_signal and self.signal.gain == 0:
+        if self.uses_signal and self.signal.gain == 0:
             self._unmoved = 0  # held for a reason that is told at the end, not by accident
 
     def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
