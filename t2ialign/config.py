@@ -251,6 +251,9 @@ class RewardMixConfig(Config):
         description="before weighting: as it is, mapped from `range` to [0, 1], standardised over the batch or over"
         " each prompt's images, or centred ranks in [-0.5, 0.5] over the batch",
     )
+    deterministic: bool = Field(
+        False, description="refuse the run where this reward scores the same images otherwise the second time"
+    )
     range: list[float] | None = Field(None, description="[low, high] for normalise = 'range'")
 
     @field_validator("range")

@@ -104,7 +104,8 @@ def score(
             scores |= image_statistics(batch, per_prompt)
             parts[name].append({reward: values.cpu() for reward, values in scores.items()})
             if folder is not None:
-                _save(batch, prompts, seeds, folder / name, rows.start)
+                told = problem.rewards.explain(batch, texts, references)
+                _save(batch, prompts, seeds, told, folder / name, rows.start)
             tick(len(prompts))
     return {
         name: {
@@ -141,10 +142,19 @@ def summary_of(problem: Problem, scores: Mapping[str, Scores], wanted: Items) ->
     return summary
 
 
-def _save(batch: Tensor, prompts: Sequence[str], seeds: Sequence[int], folder: Path, first: int) -> None:
+def _save(
+    batch: Tensor,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    told: Mapping[str, Sequence[str]],
+    folder: Path,
+    first: int,
+) -> None:
     folder.mkdir(exist_ok=True)
     for offset, image in enumerate(batch):
         texts = {"prompt": prompts[offset], "seed": str(seeds[offset])}
+        if told:
+            texts["explanations"] = json.dumps({name: words[offset] for name, words in told.items()})
         images.save_png(image, folder / f"{first + offset:05d}.png", texts)
 
 

@@ -29,6 +29,7 @@ class Scored:
     image: Path
     prompt: str
     scores: dict[str, float | None]
+    explanations: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -103,9 +104,11 @@ def _score_batch(
         images, prompts = zip(*(loaded[row] for row in rows), strict=True)
         stacked = torch.stack(images)
         columns = {name: reward.score(stacked, list(prompts)).tolist() for name, reward in rewards.items()}
+        said = {name: reward.explain(stacked, list(prompts)) for name, reward in rewards.items()}
+        told = {name: words for name, words in said.items() if words is not None}
         for place, row in enumerate(rows):
             scores = {name: column[place] if math.isfinite(column[place]) else None for name, column in columns.items()}
-            scored[row] = Scored(paths[row], prompts[place], scores)
+            scored[row] = Scored(paths[row], prompts[place], scores, {n: words[place] for n, words in told.items()})
             if bad := [f"{name} is {column[place]}" for name, column in columns.items() if scores[name] is None]:
                 result.skipped[paths[row]] = ", ".join(bad)
     result.scored += [scored[row] for row in sorted(scored)]
@@ -143,7 +146,9 @@ def report(result: Result, folder: Path, names: Sequence[str], settings: Mapping
         "settings": dict(settings),
         "summary": result.summary(names),
         "images": [
-            {"image": relative(item.image), "prompt": item.prompt, "scores": item.scores} for item in result.scored
+            {"image": relative(item.image), "prompt": item.prompt, "scores": item.scores}
+            | ({"explanations": item.explanations} if item.explanations else {})
+            for item in result.scored
         ],
         "skipped": [{"image": relative(path), "reason": reason} for path, reason in result.skipped.items()],
     }

@@ -68,6 +68,10 @@ class ReferenceReward(Reward):
         """``agree``, for rewards that look at the prompts, too."""
         return self.agree(images, references)
 
+    def explain_against(self, images: Tensor, references: Tensor, prompts: Sequence[str]) -> list[str] | None:
+        """As ``explain``, of images that were just compared."""
+        return None
+
     @abstractmethod
     def agree(self, images: Tensor, references: Tensor) -> Tensor:
         """Scores (B,), float32, of images (B, 3, H, W) in [0, 1] against their references of the same shape."""

@@ -97,6 +97,36 @@ class RewardMix:
         """
         return {part.name: _scores(part, images, prompts, references, slice(None)) for part in self.comparisons}
 
+    @torch.no_grad()
+    def unrepeatable(self, images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+        """Rewards of single images that score the same images otherwise the second time -> the largest difference."""
+        found: dict[str, float] = {}
+        for part in self.rewards:
+            if not isinstance(part.reward, ReferenceReward):
+                with blaming(part.reward.label):
+                    first, again = part.reward.score(images, prompts), part.reward.score_again(images, prompts)
+                if not torch.equal(first.nan_to_num(), again.nan_to_num()):
+                    found[part.name] = (first.float() - again.float()).abs().nan_to_num(torch.inf).max().item()
+        return found
+
+    def explain(
+        self, images: Tensor, prompts: Sequence[str], references: Mapping[str, Tensor] | None = None
+    ) -> dict[str, list[str]]:
+        """What rewards have to say of images that were just scored, by name; one sentence an image."""
+        found: dict[str, list[str]] = {}
+        for part in [*self.rewards, *self.comparisons]:
+            reward = part.reward
+            with blaming(reward.label):
+                if isinstance(reward, ReferenceReward):
+                    words = reward.explain_against(images, (references or {})[part.name], prompts)
+                else:
+                    words = reward.explain(images, prompts)
+            if words is not None:
+                if len(words) != len(images):
+                    raise RewardError(f"{reward.label} explains {len(words)} of {len(images)} images; must be each")
+                found[part.name] = [str(text) for text in words]
+        return found
+
     def check(self, name: str, values: Tensor, images: Tensor, prompts: Sequence[str]) -> None:
         """Raise a ``RewardError`` with the image of the first score that is not finite, unless the spec drops such."""
         if self.drop_nonfinite:

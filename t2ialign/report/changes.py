@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -26,18 +27,20 @@ class Picture:
     Attributes:
         uri: the PNG as a data URI.
         prompts: of its columns, from left to right, as far as the file says.
+        explanations: reward -> what it had to say, as far as the file says.
     """
 
     uri: str
     width: int
     height: int
     prompts: tuple[str, ...]
+    explanations: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, rows: int = 1) -> Picture:
         """A PNG file of ``rows`` rows of images, shrunk to about ``TILE`` pixels a row."""
         with Image.open(path) as image:
-            texts = image.info.get("prompts", "")
+            texts, told = image.info.get("prompts", ""), image.info.get("explanations", "{}")
             data, (width, height) = path.read_bytes(), image.size
             if image.height > 1.5 * TILE * rows:
                 small = image.resize((max(1, image.width * TILE * rows // image.height), TILE * rows))
@@ -45,7 +48,7 @@ class Picture:
                 small.save(buffer, format="PNG")
                 data, (width, height) = buffer.getvalue(), small.size
         uri = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-        return cls(uri, width, height, tuple(texts.split("\n")) if texts else ())
+        return cls(uri, width, height, tuple(texts.split("\n")) if texts else (), json.loads(told))
 
 
 @dataclass(frozen=True)

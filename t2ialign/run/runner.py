@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from t2ialign.errors import RewardError, T2IAlignError, Unavailable, UsageError, blaming
 from t2ialign.evaluation.evaluate import items
@@ -93,7 +94,8 @@ def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | No
         problem = assemble(spec, world, display.say, run.output)
         optimizer = load_optimizer(problem)
     if world.is_main:
-        run.record(revisions=dict(checkpoints.commits), remarks=_remark(spec, display, early))
+        found = _remark(spec, display, early)
+        run.record(revisions=dict(checkpoints.commits), remarks=list(dict.fromkeys([*run.remarks(), *found])))
     saved = run.load_checkpoint()
     first = 0
     if saved is not None:
@@ -259,11 +261,30 @@ class _Loop:
         if done == 0:
             first_images(self.problem.backend, pictures)
             batch_independence(self.problem.rewards, pictures[:2], prompts[:2])
+            self._repeat(pictures, prompts)
         looks = {name: round(values.mean().item(), 6) for name, values in image_statistics(pictures).items()}
         texts = {"step": str(done), "prompts": "\n".join(prompts)}
         texts["statistics"] = json.dumps({name: value for name, value in looks.items() if value == value})
         path = self.run_dir.path / "samples" / f"step-{done:06d}.png"
         images.save_png(images.grid([pictures]), path, texts)
+
+    def _repeat(self, pictures: Tensor, prompts: list[str]) -> None:
+        """Name the rewards whose scores of the same images differ.
+
+        Raises:
+            UsageError: the spec refuses such a reward.
+        """
+        different = self.problem.rewards.unrepeatable(pictures, prompts)
+        told = [
+            f"reward '{name}' scores the same images otherwise the second time, by up to {size:.3g}"
+            for name, size in different.items()
+        ]
+        for reward in self.spec.rewards:
+            if reward.name in different and reward.mix.deterministic:
+                raise UsageError(f"{told[list(different).index(reward.name)]}; its deterministic = true refuses that")
+        for words in told:
+            self.display.say(f"note: {words}")
+        self.run_dir.record(remarks=[*self.run_dir.remarks(), *told])
 
     def _finish(self) -> None:
         """Done again from scratch if a kill fell into it."""

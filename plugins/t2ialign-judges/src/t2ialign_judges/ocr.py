@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from t2ialign.errors import RewardError, UsageError
@@ -16,6 +18,8 @@ from t2ialign_judges import texts
 from t2ialign_judges.config import OcrConfig
 
 Lines = list[tuple[str, float]]
+#: Images whose text is remembered: enough for the sentences on a batch that was just scored.
+REMEMBERED = 1024
 
 
 class Ocr(Reward):
@@ -33,6 +37,10 @@ class Ocr(Reward):
         wanted = [self._target(prompt) for prompt in prompts]  # before any time is spent on reading
         scores = [self._score(self._read(image), target) for image, target in zip(images, wanted, strict=True)]
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
+
+    def score_again(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self._read_before.clear()
+        return self.score(images, prompts)
 
     def explain(self, images: Tensor, prompts: Sequence[str]) -> list[str]:
         return [
@@ -53,9 +61,22 @@ class Ocr(Reward):
         return texts.similarity(read, target, self.config.contained)
 
     def _read(self, image: Tensor) -> Lines:
-        """Lines with their confidences, in reading order."""
+        """Lines with their confidences, in reading order; those of the last images are remembered."""
+        picture = to_pil(image)
+        key = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+        if key not in self._read_before:
+            while len(self._read_before) >= REMEMBERED:
+                del self._read_before[next(iter(self._read_before))]
+            self._read_before[key] = self._lines(image, picture)
+        return self._read_before[key]
+
+    @cached_property
+    def _read_before(self) -> dict[str, Lines]:
+        return {}
+
+    def _lines(self, image: Tensor, picture: Image.Image) -> Lines:
         try:
-            found = self.engine(to_pil(image))
+            found = self.engine(picture)
         except Exception as error:  # onnxruntime and OpenCV raise anything
             raise RewardError(f"{self.label}: the engine failed: {type(error).__name__}: {error}", image) from error
         return list(zip(found.txts or (), found.scores or (), strict=True))

@@ -42,6 +42,10 @@ class RuledReward(Reward):
         scores = [verdict.score for verdict in self.verdicts(images, prompts)]
         return torch.tensor(scores, dtype=torch.float32, device=images.device)
 
+    def score_again(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.__dict__.pop("_last", None)
+        return self.score(images, prompts)
+
     def explain(self, images: Tensor, prompts: Sequence[str]) -> list[str]:
         return [verdict.words for verdict in self.verdicts(images, prompts)]
 
