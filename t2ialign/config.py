@@ -25,7 +25,14 @@ Requirements = dict[str, set[str]]
 class Config(BaseModel):
     """Options of one part. Unknown keys and wrong types are errors; values never change after validation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,  # a field that takes them says so with Field(allow_inf_nan=True)
+        defer_build=True,
+    )
     #: Which kind of part has such options; "" fits rewards.
     role: ClassVar[str] = ""
 
@@ -174,10 +181,18 @@ class SamplerConfig(Config):
         return 1
 
 
+#: Leaves room for what is put behind a name: a number, ".tmp".
+LONGEST_RUN_NAME = 200
+
+
 class RunConfig(Config):
     """``[run]``."""
 
-    name: str = Field("", pattern=r"^[\w.-]*$", description="name of the run directory; default: the spec's file name")
+    name: str = Field(
+        "",
+        pattern=r"^[\w.-]*$",
+        description="name of the run directory; default: the spec's file name",
+    )
     seed: int = Field(0, ge=0, description="decides every draw of the run")
     steps: int = Field(100, ge=1, description="optimizer steps")
     out: str = Field("runs", min_length=1, description="the run directory is made inside it")
@@ -194,6 +209,15 @@ class RunConfig(Config):
     nonfinite: Literal["stop", "drop"] = Field(
         "stop", description="a NaN or infinite score stops the run, or only that sample is left out"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if value and not value.strip("."):
+            raise ValueError("must have a letter or digit")
+        if (size := len(value.encode())) > LONGEST_RUN_NAME:
+            raise ValueError(f"has {size} bytes; {LONGEST_RUN_NAME} are the most")
+        return value
 
 
 class PromptsConfig(Config):

@@ -15,6 +15,7 @@ from t2ialign.evaluation.schedule import schedule
 from t2ialign.plugins import Registry
 from t2ialign.remarks.collect import all_prompts, remarks
 from t2ialign.spec import parse as specs
+from t2ialign.spec.machine import check_machine
 from t2ialign.spec.model import Spec
 
 #: Seconds of import from which a plugin is named.
@@ -24,6 +25,7 @@ SLOW = 1.0
 def validate(spec: SpecFile, overrides: Overrides = None) -> None:
     """Check a spec without loading weights, and print what it would do."""
     parsed = specs.load(spec, overrides or [])
+    check_machine(parsed)
     plan = parsed.optimizer_config.plan(parsed)
     images = plan.steps * plan.images_per_step
     evaluations = plan.evaluations or parsed.sampler_config.evaluations()

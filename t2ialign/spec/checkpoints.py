@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from t2ialign import places
 from t2ialign.errors import UsageError
 
 #: Bytes: files up to WHOLE are hashed as they are, of others SAMPLES pieces.
@@ -42,10 +43,7 @@ def local_path(reference: str, base: Path | None = None) -> Path | None:
     """The path behind ``pkg:`` or an existing file or folder (relative to ``base`` first); None for anything else."""
     if reference.startswith("pkg:"):
         return package_path(reference)
-    for path in ((base / reference) if base else None, Path(reference).expanduser()):
-        if path is not None and path.exists():
-            return path.resolve()
-    return None
+    return places.existing(reference, base)
 
 
 def on_disk(reference: str, revision: str | None = None) -> Path | None:

@@ -9,16 +9,24 @@ import tomli
 
 from t2ialign.errors import UsageError
 
-TOMLError = tomli.TOMLDecodeError
+#: What ``loads`` and ``value`` raise; tomli's own error is one.
+TOMLError = ValueError
 
 
 def loads(text: str) -> dict[str, Any]:
     """The tables of a TOML text.
 
     Raises:
-        TOMLError: it is none.
+        TOMLError: it is none, or has numbers or nesting beyond what can be read.
     """
-    return tomli.loads(text)
+    try:
+        return tomli.loads(text)
+    except tomli.TOMLDecodeError:
+        raise
+    except RecursionError as error:
+        raise TOMLError("arrays or tables are nested too deeply") from error
+    except ValueError as error:  # of int()
+        raise TOMLError("an integer has too many digits") from error
 
 
 def read(path: Path) -> dict[str, Any]:

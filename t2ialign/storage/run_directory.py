@@ -15,10 +15,11 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from t2ialign import plugins
+from t2ialign import places, plugins
 from t2ialign.errors import UsageError
 from t2ialign.spec import parse as specs
 from t2ialign.spec import text as spec_text
+from t2ialign.spec.machine import check_machine
 from t2ialign.spec.model import Spec
 from t2ialign.storage import files
 from t2ialign.tensors.state import State
@@ -38,8 +39,12 @@ class RunDir:
         """A new folder below ``run.out``; a taken name gets a number, an old run is never touched.
 
         The resolved spec and the prompt files go into it, so that the run can be repeated and resumed from there.
+
+        Raises:
+            UsageError: the machine has not what the spec asks for; nothing was made.
         """
-        base = Path(spec.run.out) / spec.name
+        check_machine(spec)
+        base = places.path(spec.run.out) / spec.name
         path, number = base, 1
         while True:
             try:

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from t2ialign.errors import UsageError
+
 
 @dataclass(frozen=True)
 class World:
@@ -64,9 +66,16 @@ def join() -> World:
 
 
 def device(wanted: str = "auto") -> torch.device:
-    """Resolve a spec's device: "auto" is this rank's CUDA device, else Apple's MPS, else the CPU."""
+    """Resolve a spec's device: "auto" is this rank's CUDA device, else Apple's MPS, else the CPU.
+
+    Raises:
+        UsageError: the machine has no such device.
+    """
     if wanted != "auto":
-        return torch.device(wanted)
+        found = torch.device(wanted)
+        if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+            raise UsageError(f"device '{wanted}': this machine has {torch.cuda.device_count()} CUDA devices")
+        return found
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -7,7 +7,6 @@ order (encode, then generate) never holds both.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,13 +21,13 @@ from torch import Tensor, nn
 from t2ialign import checkpoints
 from t2ialign.errors import UsageError
 from t2ialign.lora.adapter import matching, move_adapters
-from t2ialign.lora.file import component_file, load_lora_file
+from t2ialign.lora.file import load_lora_file
 from t2ialign.lora.reading import find
 from t2ialign.parts.backend import Backend
-from t2ialign.parts.sampler import Sampler
 from t2ialign.storage.embeds import EmbedsCache, Row, assemble
 from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
+from t2ialign_diffusers.cards import DECODER_LORA_FILE, CardCalls
 from t2ialign_diffusers.compilation import compile_forward
 from t2ialign_diffusers.config import DiffusersConfig
 from t2ialign_diffusers.folder import check_complete, open_checkpoint, read_json
@@ -41,10 +40,9 @@ from t2ialign_diffusers.recompute import blocks, recompute_blocks
 from t2ialign_diffusers.text import TextComponents
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-DECODER_LORA_FILE = component_file("vae")
 
 
-class DiffusersBackend(Backend):
+class DiffusersBackend(CardCalls, Backend):
     """A pipeline of diffusers taken apart: encode, denoise, decode, each batched and differentiable.
 
     Subclasses set the class attributes and ``info``, and write ``encode_batch`` and ``denoiser``.
@@ -55,7 +53,6 @@ class DiffusersBackend(Backend):
         trained_component: the network that LoRA adapts, "transformer" or "unet".
         channels_last: keep the network's weights in the memory layout that convolutions are fastest in.
         weightless: components whose weights ``own_components`` takes from elsewhere.
-        snippet_lora: the line of a model card that loads the LoRA.
         load_options: further arguments of the pipeline's ``from_pretrained``.
         row_names: names of the tensors that ``encode_batch`` gives for a prompt.
         ragged: those of them that are ragged -> names of their masks.
@@ -68,7 +65,6 @@ class DiffusersBackend(Backend):
     channels_last: ClassVar[bool] = False
     weightless: tuple[str, ...] = ()
     load_options: ClassVar[dict[str, Any]] = {}
-    snippet_lora: ClassVar[str] = 'pipe.load_lora_weights(".")  # the folder of this file'
     row_names: ClassVar[tuple[str, ...]] = ("prompt_embeds",)
     ragged: ClassVar[dict[str, str]] = {}
     encode_micro_batch: ClassVar[int] = 8
@@ -313,76 +309,6 @@ class DiffusersBackend(Backend):
     def original_names(self) -> Originals:
         """How the original checkpoint of the model calls its layers; empty where it does as diffusers does."""
         return originals(self.trainable)
-
-    def snippet(self, sampler: Sampler | None = None) -> str:
-        kind = self.config.quantization and self.config.quantization.kind
-        note = f"# The run had its base in {kind} (backend.quantization); without that, images differ a little.\n"
-        loading = self.snippet_loading() + (note if kind else "")
-        if self.config.lora_decoder:
-            loading = f"from t2ialign.lora.file import load_lora_file\n{loading}"
-            loading += f'load_lora_file(pipe.vae, "{DECODER_LORA_FILE}", "vae")  # no pipeline loads this one\n'
-        return loading + self.snippet_scheduler(sampler) + self._snippet_call('    "a prompt"', sampler)
-
-    def snippet_scheduler(self, sampler: Sampler | None) -> str:
-        """Lines that give the pipeline the run's sampler, where it is not the checkpoint's own."""
-        if sampler is None or sampler.scheduler() is not None:
-            return ""
-        return f"# diffusers has no scheduler like the run's {type(sampler).__name__}: images differ from the run's.\n"
-
-    def noise_snippet(self, prompt: str, file: str, sampler: Sampler | None = None) -> str:
-        loading = f"{self.snippet_pipeline()}\n{self.snippet_base_loras()}"
-        cast = "" if self.config.dtype == "float32" else f".to(torch.{self.config.dtype})"
-        noise = f'latents = load_file({json.dumps(file)})["latents"]{cast}'
-        call = self._snippet_call(f"    {json.dumps(prompt, ensure_ascii=False)},\n    latents=latents", sampler)
-        scheduler = self.snippet_scheduler(sampler)
-        return f"from safetensors.torch import load_file\n{loading}{scheduler}{noise}\n{call}"
-
-    def snippet_base_loras(self) -> str:
-        """Lines that merge ``base_lora`` into the pipeline."""
-        lines = []
-        for place, lora in enumerate(self.config.base_lora):
-            repository, file = checkpoints.hub_file(lora.path) or (lora.path, "")
-            weights = f", weight_name={file!r}" if file else ""
-            lines += [
-                f'pipe.load_lora_weights({repository!r}{weights}, adapter_name="base_{place}")',
-                f'pipe.fuse_lora(components=["{self.trained_component}"], lora_scale={lora.weight})',
-                "pipe.unload_lora_weights()",
-            ]
-        return "".join(f"{line}\n" for line in lines)
-
-    def _snippet_call(self, first: str, sampler: Sampler | None) -> str:
-        steps = self.config.usual_steps if sampler is None else getattr(sampler.config, "steps", 1)
-        arguments = "".join(f"    {name}={value!r},\n" for name, value in self.snippet_arguments(steps).items())
-        return f"image = pipe(\n{first},\n{arguments}).images[0]\n"
-
-    def snippet_loading(self) -> str:
-        """First lines of the snippet: the pipeline, what the run merged into it, the LoRA of the current folder."""
-        return f"{self.snippet_pipeline()}\n{self.snippet_base_loras()}{self.snippet_lora}\n"
-
-    def snippet_pipeline(self) -> str:
-        """First lines of the snippet: the pipeline, which needs no t2ialign."""
-        reference = self.config.checkpoint
-        imports, source = "import torch", repr(reference)
-        if reference.startswith("pkg:"):
-            package, _, inner = reference.removeprefix("pkg:").partition("/")
-            imports = "import importlib.resources\n\nimport torch"
-            source = f'importlib.resources.files("{package}") / "{inner}"'
-        return f"""\
-{imports}
-from diffusers import {self.info.pipeline}
-
-pipe = {self.info.pipeline}.from_pretrained({source}{self.snippet_edition}, dtype=torch.{self.config.dtype})"""
-
-    @property
-    def snippet_edition(self) -> str:
-        """Arguments of ``from_pretrained`` that choose between the checkpoint's editions, each after a comma."""
-        chosen = {"revision": self.config.revision, "variant": self.config.variant}
-        return "".join(f", {name}={value!r}" for name, value in chosen.items() if value)
-
-    def snippet_arguments(self, steps: int) -> dict[str, Any]:
-        """Arguments of the snippet's pipeline call besides the prompt."""
-        height, width = self.info.image_size
-        return {"num_inference_steps": steps, "height": height, "width": width}
 
     def _load(self, absent: Sequence[str], dtypes: dict[str, str], **components: Any) -> Any:
         """The pipeline with ready-made ``components``, without those in ``absent``; ``dtypes`` by component."""
