@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 
@@ -57,6 +58,7 @@ def main() -> None:
     """Entry point: errors that a user can fix are one message and an exit code, never a traceback."""
     wants_traceback = "--traceback" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--traceback"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is a Ctrl-C
     try:
         app()
     except Exception as error:

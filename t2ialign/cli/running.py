@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from t2ialign.spec import parse as specs
+from t2ialign.storage.run_directory import RunDir
 
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a TOML file.")]
 Overrides = Annotated[
@@ -29,12 +30,13 @@ def run(spec: SpecFile, overrides: Overrides = None) -> None:
     _show(runner.start(parsed).path)
 
 
-def resume(run: RunFolder) -> None:
-    """Continue a run that was stopped or killed, from its newest checkpoint."""
+def resume(run: RunFolder, overrides: Overrides = None) -> None:
+    """Continue a run that was stopped or killed, from its newest checkpoint; --set run.steps=N goes beyond its end."""
+    RunDir.open(run)  # a wrong folder is told before anything heavy loads
     quiet_libraries()
     from t2ialign.run import runner
 
-    _show(runner.resume(run).path)
+    _show(runner.resume(run, overrides=overrides or []).path)
 
 
 def quiet_libraries() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,8 +15,8 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.text import Text
 
 
 class Display:
@@ -47,6 +47,16 @@ class Display:
             yield bar
 
 
+class _Lines(Progress):
+    """Step, bar and times on a line of their own, which never yields its place; the latest numbers wrap below it."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if note := task.fields["note"]:
+                yield Text(f"  {note}", overflow="fold")
+
+
 class Bar:
     """One progress bar; ``advance`` may carry a note with the latest numbers."""
 
@@ -57,16 +67,14 @@ class Bar:
         self._live = display.console.is_terminal and not display.quiet
         columns: list[ProgressColumn] = [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("eta {task.fields[eta]}"),
         ]
-        self._progress = Progress(*columns, console=display.console, disable=not self._live)
-        self._task = self._progress.add_task(title, total=total, completed=done, note="")
+        self._progress = _Lines(*columns, console=display.console, disable=not self._live)
+        self._task = self._progress.add_task(title, total=total, completed=done, note="", eta="-:--")
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -77,8 +85,8 @@ class Bar:
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
-        self._progress.update(self._task, completed=self.done, note=note)
         now = time.monotonic()
+        self._progress.update(self._task, completed=self.done, note=note, eta=self.eta(now))
         due = now - self.display._last_line >= self.display.interval or self.done == self.total
         if not self._live and due and not self.display.quiet:
             self.display._last_line = now

@@ -45,15 +45,20 @@ def finish(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display
     if attempt("export", lambda: write_export(optimizer, folder)):
         display.say("checking the export")
         attempt("check of the export", lambda: check_export(optimizer, folder))
-        for remark in run.remarks():
-            _add_to_card(folder, f"Note: {remark}.")
+        for line in [*run.remarks(), *(_told(change) for change in run.changes())]:
+            _add_to_card(folder, f"Note: {line}.")
     attempt("evaluation", lambda: _warn(folder, evaluate_run(run, problem, optimizer, display)))
     attempt("report", lambda: report.write(run))
+    run.record(finished=not failures)
     if failures:
         lines = [f"the run is done, but not all of its end: {run.path}"]
         lines += [f"  {stage}: {told(error)}" for stage, error in failures.items()]
         causes = list(failures.values())
         raise Unfinished("\n".join(lines) + keep_tracebacks(run.path, causes)) from causes[0]
+
+
+def _told(change: Mapping[str, Any]) -> str:
+    return f"`{change['key']}` was changed from {change['from']} to {change['to']} after step {change['after step']}"
 
 
 def write_export(optimizer: Optimizer, folder: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
 from t2ialign.problem.problem import Problem, assemble
 from t2ialign.remarks.collect import all_prompts, remarks
 from t2ialign.run import checks
+from t2ialign.run.continuing import spec_to_continue
 from t2ialign.run.display import Display
 from t2ialign.run.failures import explained
 from t2ialign.run.finish import finish
@@ -31,6 +32,7 @@ from t2ialign.run.tracking import Tracking
 from t2ialign.spec import checkpoints
 from t2ialign.spec.model import Spec
 from t2ialign.storage import images
+from t2ialign.storage.ownership import owned
 from t2ialign.storage.run_directory import RunDir
 from t2ialign.tensors import distributed
 from t2ialign.tensors.state import State
@@ -47,17 +49,33 @@ def start(spec: Spec, display: Display | None = None) -> RunDir:
     world = distributed.join()
     run = RunDir(Path(world.share(str(RunDir.create(spec).path) if world.is_main else "")))
     try:
-        return _go(run, spec, world, display)
+        with owned(run.path) if world.is_main else nullcontext():
+            return _go(run, spec, world, display)
     except UsageError:  # something that only the loaded model could tell; a run that never began leaves nothing
         if world.is_main and not run.metrics():
             shutil.rmtree(run.path)
         raise
 
 
-def resume(path: Path, display: Display | None = None) -> RunDir:
-    """Continue a run from its newest checkpoint; the result equals that of a run that was never stopped."""
-    run = RunDir.open(path)
-    return _go(run, run.spec(), distributed.join(), display)
+def resume(path: Path, display: Display | None = None, overrides: Sequence[str] = ()) -> RunDir:
+    """Continue a run from its newest checkpoint; the result equals that of a run that was never stopped.
+
+    Args:
+        overrides: as ``--set`` gives them; what may change, see ``continuing``.
+
+    Raises:
+        UsageError: the spec was edited, a change does not continue the run, or another process is at it.
+    """
+    run, world = RunDir.open(path), distributed.join()
+    with owned(run.path) if world.is_main else nullcontext():
+        saved = run.load_checkpoint()
+        if world.is_main:
+            spec_to_continue(run, saved[0] if saved else 0, overrides)
+        world.barrier()
+        if run.is_finished():
+            (display or Display(quiet=not world.is_main)).say(f"{path} is finished; --set run.steps=N goes on from it")
+            return run
+        return _go(run, run.spec(), world, display)
 
 
 def restore(
@@ -87,6 +105,13 @@ def restore(
 
 def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | None) -> RunDir:
     display = display or Display(quiet=not world.is_main)
+    try:
+        return _loaded(run, spec, world, display)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; continue with: t2ialign resume {run.path}") from None
+
+
+def _loaded(run: RunDir, spec: Spec, world: distributed.World, display: Display) -> RunDir:
     display.say(f"run directory: {run.path}")
     checkpoints.commits.update(run.revisions())
     early = _remark(spec, display)

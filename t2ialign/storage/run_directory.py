@@ -24,6 +24,8 @@ from t2ialign.spec.model import Spec
 from t2ialign.storage import files
 from t2ialign.tensors.state import State
 
+MADE_FROM = "made-from.json"
+
 
 class RunDir:
     """One run's folder. Every file in it is whole at any moment; a killed run leaves nothing half-written."""
@@ -67,6 +69,7 @@ class RunDir:
         )
         files.write_json(path / "environment.json", environment(spec))
         files.write_text(path / "spec.toml", spec_text.to_toml(tree, comment))
+        files.write_json(path / MADE_FROM, spec_text.to_tree(run.spec()))
         return run
 
     @classmethod
@@ -79,6 +82,27 @@ class RunDir:
         if not (path / "spec.toml").is_file():
             raise UsageError(f"{path} is no run directory: it has no spec.toml")
         return cls(path)
+
+    def made_from(self) -> dict[str, Any] | None:
+        """The spec that the checkpoints were made from; None for runs of versions that did not keep it."""
+        file = self.path / MADE_FROM
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def change(self, spec: Spec, changes: list[dict[str, Any]]) -> None:
+        """Go on with another spec, and record what is other in it."""
+        tree, text = spec_text.to_tree(spec), (self.path / "spec.toml").read_text(encoding="utf-8")
+        comment = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
+        self.record(changes=self._environment().get("changes", []) + changes, finished=False)
+        files.write_json(self.path / MADE_FROM, tree)
+        files.write_text(self.path / "spec.toml", spec_text.to_toml(tree, comment))
+
+    def changes(self) -> list[dict[str, Any]]:
+        """What the command line changed on the way: "after step", "key", "from", "to"."""
+        return self._environment().get("changes", [])
+
+    def is_finished(self) -> bool:
+        """Whether the run came to its end, and all of that end went well."""
+        return bool(self._environment().get("finished"))
 
     def spec(self, overrides: Sequence[str] = ()) -> Spec:
         """The resolved spec."""

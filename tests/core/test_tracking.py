@@ -134,7 +134,7 @@ def test_a_killed_run_writes_the_same_curves(hack, kill, monkeypatch):
 
     monkeypatch.setattr(Climb, "step", dying)
     spec = hack()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(runner.Interrupted):
         runner.start(spec, QUIET)
     monkeypatch.setattr(Climb, "step", step)
     killed = max(whole.path.parent.iterdir(), key=lambda path: path.stat().st_mtime)

@@ -222,7 +222,7 @@ def test_a_run_that_crashes_and_resumes_equals_one_that_does_not(dav_spec, kind,
 
     monkeypatch.setattr(Loop, "step", fragile)
     spec = dav_spec({"kind": kind}, **tables)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(runner.Interrupted):
         runner.start(spec, QUIET)
     broken = whole.path.with_name(f"{whole.path.name}-2")
     runner.resume(broken, QUIET)
