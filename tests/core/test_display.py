@@ -36,4 +36,4 @@ def test_the_eta_is_there_however_slow_the_steps_are(monkeypatch):
         for _ in range(2):
             now[0] += 400
             bar.advance(1)
-        assert bar._progress.tasks[0].fields["eta"] == "0:53:20"
+        assert bar._progress.tasks[0].fields["eta"] == "53:20"
