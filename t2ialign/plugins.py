@@ -75,10 +75,24 @@ class Registry:
         return message
 
 
+#: Not empty while plugins are being registered.
+_loading: list[bool] = []
+
+
 @cache
 def registry() -> Registry:
-    """The registry of this process, loaded from the installed entry points on first use."""
-    return load(entry_points(group=GROUP))
+    """The registry of this process, loaded from the installed entry points on first use.
+
+    Raises:
+        UsageError: a plugin asks for it while plugins are being registered.
+    """
+    if _loading:
+        raise UsageError("asks for the registry while plugins are being registered; ask where the part is used")
+    _loading.append(True)
+    try:
+        return load(entry_points(group=GROUP))
+    finally:
+        _loading.clear()
 
 
 def load(points: Iterable[EntryPoint]) -> Registry:

@@ -321,3 +321,22 @@ def test_importing_torch_in_an_entry_point_is_told(monkeypatch):
 
     point.load = load
     assert plugins.load([point]).plugins[0].imports_torch
+
+
+def test_asking_for_the_registry_while_it_is_made_is_told_and_hurts_nobody(monkeypatch):
+    class Asking:
+        @t2ialign.hookimpl
+        def t2ialign_rewards(self, register):
+            plugins.registry()
+
+    points = [entry_point("asking", Asking()), entry_point("toy", toy)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
+    plugins.registry.cache_clear()
+    try:
+        found = plugins.registry()
+        errors = {status.name: status.error for status in found.plugins}
+        assert "asks for the registry while plugins are being registered" in errors["asking"]
+        assert not errors["toy"]
+        assert plugins.registry() is found
+    finally:
+        plugins.registry.cache_clear()
