@@ -1,6 +1,8 @@
 """The optimizers on the toy world."""
 
 import math
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,3 +259,22 @@ def test_a_distilled_model_is_warned_of(tmp_path, caplog):
     with installed(plugin, Turbo()):
         load_optimizer(assemble(specs.load(path)))
     assert "distilled to a few steps: its images blur" in caplog.text
+
+
+SPECS = sorted(Path(__file__).parents[2].glob("specs/*.toml"))
+SHIPPED = [path for path in SPECS if path.name.startswith(("nft", "awm", "dpo", "flow-grpo", "grpo", "draft", "srpo"))]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_specs_are_valid(path):
+    """The checkpoints of most are not on disk, and need not be."""
+    with installed(everything=True):
+        spec = specs.load(path)
+        assert spec.optimizer_config.plan(spec).steps == spec.run.steps
+
+
+def test_there_are_shipped_specs_of_every_method():
+    with installed(plugin) as registry:
+        kinds = {kind for kind, one in registry.parts["optimizer"].items() if one.distribution != "toy-dist"}
+    found = {tomllib.loads(path.read_text(encoding="utf-8"))["optimizer"]["kind"] for path in SHIPPED}
+    assert kinds - {"toy-search"} == found
