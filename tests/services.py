@@ -13,7 +13,7 @@ from typing import Any
 
 Answer = Callable[[dict[str, Any]], Any]
 #: Seconds that "hang" and the slow faults take in all: longer than any client of the tests waits.
-LONG = 3.0
+LONG = 6.0
 
 
 class Server(ThreadingHTTPServer):

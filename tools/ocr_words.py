@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import time
@@ -53,7 +54,8 @@ def main() -> None:
         rows.append((font, size, std, reward.score(images, [f'"{word}"'] * 4).tolist()))
     seconds = (time.process_time() - started) / (4 * len(rows))
     print(json.dumps({name: version(name) for name in ("rapidocr", "onnxruntime", "rapidfuzz")}))
-    print(f"{len(rows)} words, {seconds:.3f} CPU seconds an image")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{len(rows)} words, {seconds:.3f} CPU seconds an image, {peak:.1f} GiB at most")
     ordered = sum(all(a > b for a, b in pairwise(scores)) for *_, scores in rows)
     print(f"all four in order: {ordered}; right best alone: {sum(s[0] > max(s[1:]) for *_, s in rows)}")
     for column, form in enumerate(FORMS):

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2ialign.errors import RewardError, T2IAlignError, Unavailable, UsageError, blaming
+from t2ialign.errors import RewardError, T2IAlignError, UsageError, blaming
 from t2ialign.evaluation.evaluate import items
 from t2ialign.evaluation.image_statistics import image_statistics
 from t2ialign.evaluation.schedule import schedule
@@ -196,7 +196,8 @@ class _Loop:
     def _kept(self, done: int) -> Iterator[None]:
         """A step after ``done`` ones that loses none of them: where a reward's process stays away, the state before
         the step, which may have begun to change, is the run's checkpoint."""
-        if not any(part.reward.elsewhere for part in self.problem.rewards.rewards):
+        rewards = self.problem.rewards
+        if not any(part.reward.elsewhere for part in [*rewards.rewards, *rewards.comparisons]):
             yield
             return
         state = self.optimizer.state()
@@ -208,9 +209,10 @@ class _Loop:
         except Exception as error:
             if done and self.main:
                 self.run_dir.save_checkpoint(done, before, self.spec.run.keep_checkpoints)
-            if isinstance(error, Unavailable):
-                way_on = f"stopped after step {done}; continue with: t2ialign resume {self.run_dir.path}"
-                raise Unavailable(f"{error}\n{way_on}") from error
+            if isinstance(error, T2IAlignError):
+                error.args = (
+                    f"{error}\nstopped after step {done}; continue with: t2ialign resume {self.run_dir.path}",
+                )
             raise
 
     def _after(self, done: int, result: StepResult, seconds: float) -> None:

@@ -81,8 +81,10 @@ def application(batcher: Batcher, bounds: Bounds, token: str | None = None) -> F
             given = request.headers.get("authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
                 raise Refused(401, "this server asks for a token (token_variable of the remote reward)")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip()
+        if kind not in (protocol.JSON, protocol.TENSORS):  # no page in a browser may send these unasked
+            raise Refused(415, f"the content type must be {protocol.JSON} or {protocol.TENSORS}")
         body = await _body(request, bounds.body)
-        kind = request.headers.get("content-type", "")
         try:
             question = await asyncio.to_thread(protocol.asked, body, kind, bounds.images, bounds.pixels)
         except protocol.ProtocolError as error:

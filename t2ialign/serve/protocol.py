@@ -124,13 +124,14 @@ def asked(body: bytes, content_type: str, most_images: int, most_pixels: int) ->
     """What a client wants.
 
     Args:
+        content_type: ``JSON`` or ``TENSORS``.
         most_images: in one request.
         most_pixels: of one image.
 
     Raises:
         ProtocolError: the body is no request, or asks for more than that; says what.
     """
-    if content_type.partition(";")[0].strip() == TENSORS:
+    if content_type == TENSORS:
         images, words = _tensors(body)
     else:
         words = _object(body)

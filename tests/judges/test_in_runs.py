@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -78,3 +80,13 @@ def test_a_score_of_a_folder_tells_reasons(tmp_path):
     result = score_images([path], ['a sign "HI"'], {"ocr": Ocr(OcrConfig())})
     (line,) = report(result, tmp_path, ["ocr"], {})["images"]
     assert line["explanations"] == {"ocr": 'read "", wanted "HI"'}
+
+
+def test_listing_and_validating_import_nothing_heavy():
+    code = (
+        "import json, sys; import t2ialign_judges.plugin, t2ialign_shapes.plugin, t2ialign.cli;"
+        "heavy = {'torch', 'numpy', 'transformers', 'PIL', 'httpx2', 'fastapi', 'uvicorn', 'rapidocr', 'rapidfuzz'};"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules} & heavy)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []

@@ -20,6 +20,7 @@ from services import free_port, serving
 from worlds import WORLD
 
 import t2ialign_rewards.plugin
+from t2ialign import RewardError
 from t2ialign.errors import Unavailable
 from t2ialign.run import runner
 from t2ialign.run.display import Display
@@ -41,15 +42,16 @@ def remote_spec(folder, port, **options):
     return write_spec(folder, reward=[table], run={"steps": 4, "out": str(folder / "runs"), "checkpoint_every": 50})
 
 
-def test_a_run_whose_server_dies_loses_no_step(tmp_path):
+@pytest.mark.parametrize(("fault", "kind"), [(503, Unavailable), (500, RewardError)])
+def test_a_run_whose_server_dies_loses_no_step(tmp_path, fault, kind):
     port = free_port()
     with installed(t2ialign_rewards.plugin):
         with serving(redness, port):
             whole = runner.start(specs.load(remote_spec(tmp_path / "whole", port)), QUIET)
         spec = specs.load(remote_spec(tmp_path / "cut", port))
         with serving(redness, port) as server:
-            threading.Thread(target=fall_silent_after_step, args=(tmp_path / "cut", server), daemon=True).start()
-            with pytest.raises(Unavailable, match=r"stopped after step [123]; continue with: t2ialign resume ") as stop:
+            threading.Thread(target=fall_silent_after_step, args=(tmp_path / "cut", server, fault), daemon=True).start()
+            with pytest.raises(kind, match=r"stopped after step [123]; continue with: t2ialign resume ") as stop:
                 runner.start(spec, QUIET)
         path = tmp_path / "cut" / "runs" / "spec"
         assert str(path) in str(stop.value)
@@ -61,12 +63,12 @@ def test_a_run_whose_server_dies_loses_no_step(tmp_path):
     assert resumed.summary() == whole.summary()
 
 
-def fall_silent_after_step(folder, server):
-    """Once a step is logged, the server refuses everything, as one that is shutting down does."""
+def fall_silent_after_step(folder, server, fault):
+    """Once a step is logged, the server refuses everything."""
     log = folder / "runs" / "spec" / "metrics.jsonl"
     while not (log.exists() and any('"step": 1' in line for line in log.read_text().splitlines())):
         time.sleep(0.001)
-    server.plan = [503] * 10_000
+    server.plan = [fault] * 10_000
 
 
 SERVED = """
@@ -105,7 +107,7 @@ def test_a_run_on_the_shapes_world_is_the_same_bit_for_bit(process, tmp_path):
             'kind = "shapes-graded"', f'{options}\nname = "rules"'
         )
         text = text.replace("prompts/train.txt", "prompts/benchmark.jsonl").replace("steps = 1", "steps = 2")
-        text = text.replace("population = 4", "population = 8\nsigma = 0.3\nlearning_rate = 1.0")
+        text = text.replace("population = 4", "population = 8\nsigma = 0.3\nlearning_rate = 0.2")
         text = text.replace("per_step = 2", "per_step = 6\n[evaluation]\nlimit = 8")
         (tmp_path / f"{name}.toml").write_text(text)
         runs[name] = runner.start(specs.load(tmp_path / f"{name}.toml"), QUIET)

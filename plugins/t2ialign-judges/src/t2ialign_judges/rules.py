@@ -7,12 +7,11 @@ y downwards.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal, NamedTuple
-
-import numpy as np
 
 Box = tuple[float, float, float, float]
 Relation = Literal["left of", "right of", "above", "below"]
@@ -185,7 +184,7 @@ def keep(found: Sequence[Detection], threshold: float, limits: Limits) -> list[i
     """Places of the detections of one class that count, most confident first; of equal ones, the later listed first."""
     order = sorted(range(len(found)), key=lambda i: (found[i].score, i), reverse=True)
     # Detectors give float32: a score that is the threshold's float32 is not above it.
-    above = [i for i in order if np.float32(found[i].score) > np.float32(threshold)][: limits.max_objects]
+    above = [i for i in order if _float32(found[i].score) > _float32(threshold)][: limits.max_objects]
     if limits.max_overlap >= 1:
         return above
     kept: list[int] = []
@@ -193,6 +192,11 @@ def keep(found: Sequence[Detection], threshold: float, limits: Limits) -> list[i
         if all(iou(found[i].box, found[j].box) < limits.max_overlap for j in kept):
             kept.append(i)
     return kept
+
+
+def _float32(value: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
 
 
 def iou(a: Box, b: Box) -> float:

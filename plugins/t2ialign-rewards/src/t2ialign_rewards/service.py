@@ -119,9 +119,10 @@ class Service:
                     absences += 1
                     away_since = away_since or time.monotonic()
                     if (away := time.monotonic() - away_since) >= self.patience.wait:
-                        raise Unavailable(f"{_all(self.urls)} is away for {away:.0f} s: {error}") from error
+                        raise Unavailable(f"{_all(self.urls)} has been away for {away:.0f} s: {error}") from error
                     pause = min(self.patience.pause(absences - 1), max(0.0, self.patience.wait - away))
-                    log.warning("%s is away: %s; waiting for it", place(url), error)
+                    if absences == 1:
+                        log.warning("%s is away: %s; asking again for %g s", place(url), error, self.patience.wait)
                 except (Wrong, TimeoutError) as error:
                     reason = str(error) or f"no answer within {self.patience.timeout:g} s"
                     failures, away_since = failures + 1, None
