@@ -202,3 +202,9 @@ def test_addresses_are_checked_and_passwords_never_shown(url, words, tmp_path):
     with pytest.raises(SpecError, match=words) as raised:
         parse_rewards([{"kind": "remote", "url": url}], "spec.toml", tmp_path)
     assert "hunter2" not in str(raised.value)
+
+
+def test_addresses_of_this_machine_never_go_through_a_proxy(server, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")  # where nobody listens
+    assert remote(server, wait=0.0, timeout=5.0).score(WHITE, ["ab"]).tolist() == [3.0]

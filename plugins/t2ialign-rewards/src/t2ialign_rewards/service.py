@@ -29,6 +29,8 @@ MOST_BYTES = 16 * 2**20
 #: Answers after which a server is waited for as if it were away.
 BUSY = (429, 502, 503, 504)
 LONGEST_PAUSE = 30.0
+#: Addresses of this machine, which no proxy can reach.
+OWN_ADDRESSES = ("all://localhost", "all://127.0.0.1", "all://[::1]")
 #: Seconds for which a server that failed is asked only where no other is there.
 AVOIDED = 5.0
 
@@ -101,7 +103,8 @@ class Service:
         if self._client is None:
             times = httpx.Timeout(self.patience.silence, connect=min(self.patience.silence, 10.0), pool=None)
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-            self._client = httpx.AsyncClient(timeout=times, limits=limits, follow_redirects=False)
+            own = dict.fromkeys(OWN_ADDRESSES)  # None: no proxy, whatever the environment says
+            self._client = httpx.AsyncClient(timeout=times, limits=limits, follow_redirects=False, mounts=own)
             self._slots = asyncio.Semaphore(self.concurrency * len(self.urls))
         assert self._slots is not None
         async with self._slots:
