@@ -351,3 +351,63 @@ def test_groups_must_divide_the_population():
 def test_the_package_imports_without_torch():
     code = "import sys, t2ialign_eggroll.plugin; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("kind", [EggrollTrainer, OpenESTrainer])
+def test_modules_of_16_bits_train_by_steps_below_their_rounding(kind, batched, dtype, caplog):
+    def score(model):
+        return -F.mse_loss(model(X.to(dtype)).float(), Y)
+
+    model = mlp().to(dtype)
+    rate = 0.3 if kind is EggrollTrainer else 0.02
+    trainer = kind(model, score, population_size=32, learning_rate=rate, sigma=0.05, batched=batched)
+    start = score(model)
+    trainer.train(60)
+    assert trainer.batched == batched
+    assert not caplog.records
+    assert score(model) > start / 2
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert {p.dtype for p in trainer.best_parameters.values()} == {dtype}
+    small = kind(mlp().to(dtype), score, population_size=32, learning_rate=rate / 1000, sigma=0.05, batched=batched)
+    small.train(3)
+    resumed = kind(mlp(1).to(dtype), score, population_size=32, learning_rate=rate / 1000, sigma=0.05, batched=batched)
+    resumed.load_state_dict(small.state_dict())
+    for trainer in (small, resumed):
+        trainer.train(3)
+    before, after = small.state_dict()["parameters"], resumed.state_dict()["parameters"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert all(bool((before[name] != p).any()) for name, p in mlp().to(dtype).float().named_parameters())
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_modules_of_mixed_precision_train(batched):
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+            self.net[0].to(torch.bfloat16)
+
+        def forward(self, x):
+            return self.net[2](self.net[0](x.to(torch.bfloat16)).relu().float())
+
+    model = Half()
+    start = closeness(model)
+    trainer = EggrollTrainer(model, closeness, population_size=32, learning_rate=0.3, sigma=0.05, batched=batched)
+    trainer.train(60)
+    assert closeness(model) > start / 2
+    assert {n: p.dtype for n, p in trainer.best_parameters.items()} == {n: p.dtype for n, p in model.named_parameters()}
+
+
+def test_one_tensor_of_many_scores_is_refused_with_its_shape():
+    with pytest.raises(ValueError, match=r"one number.*\(32, 2\)"):
+        EggrollTrainer(mlp(), lambda model: model(X), population_size=4).step()
+
+
+def test_a_constant_fitness_is_named_once(caplog):
+    EggrollTrainer(mlp(), lambda model: 1.0, population_size=4).train(3)
+    assert [record.message for record in caplog.records if "same fitness" in record.message] == [
+        "all members have the same fitness, 1: it does not depend on the trained parameters,"
+        " or sigma is too small to show"
+    ]

@@ -31,7 +31,8 @@ class ESTrainer:
 
     One generation scores theta + sigma E_i for every member i and moves theta along mean_i f_i E_i. Trained are all
     parameters with ``requires_grad``. The model is in eval mode while members are scored, and every member meets the
-    same state of torch's global random numbers, so a fitness may draw a minibatch.
+    same state of torch's global random numbers, so a fitness may draw a minibatch. Parameters of 16 bits have a float32
+    copy that the optimizer moves and they are rounded from, so steps below their rounding add up.
 
     Args:
         model: trained in place.
@@ -46,7 +47,8 @@ class ESTrainer:
         shaping: a key of ``t2ialign_eggroll.shaping.SHAPINGS``; default "zscore", or "group-zscore" with groups.
         group_size: members per group for the group shapings.
         freeze_nonlora: train only parameters with two or more axes.
-        optimizer: parameters -> torch optimizer, stepped with the pseudo-gradient; default SGD.
+        optimizer: parameters (float32 copies of those of 16 bits) -> torch optimizer, stepped with the pseudo-gradient;
+            default SGD.
         batched: score many members in one ``torch.vmap`` of ``fitness_fn``, which must return a scalar tensor. Before
             the first generation two members are compared with the black-box form, which is used where they differ.
         chunk_size: members in one batch, or members whose noise is in memory at once.
@@ -101,11 +103,14 @@ class ESTrainer:
         if not self.parameters:
             raise ValueError("the model has no parameter to train")
         self.device = next(iter(self.parameters.values())).device
+        self.centre = {
+            name: nn.Parameter(p.detach().float()) if p.dtype.itemsize < 4 else p for name, p in self.parameters.items()
+        }
         self.members = Members(population_size, antithetic)
         self.noise = Noise({name: p.shape for name, p in self.parameters.items()}, rank)
-        trained = list(self.parameters.values())
+        trained = list(self.centre.values())
         self.optimizer = optimizer(trained) if optimizer else torch.optim.SGD(trained, lr=learning_rate)
-        self._compared = False
+        self._compared = self._warned = False
         self.generation = 0
         self.history: list[dict[str, float]] = []
         self.best_fitness = -torch.inf
@@ -126,8 +131,10 @@ class ESTrainer:
         """One generation; returns its line of the history."""
         scores = self.evaluate()
         self._remember_best(scores)
+        self._warn_of_constant(scores)
         fitness = shape(scores, self.shaping, group_size=self.group_size)
-        moved = ascend(self.optimizer, self.parameters, self.compute_update(fitness))
+        moved = ascend(self.optimizer, self.centre, self.compute_update(fitness))
+        self._round_centre()
         self.generation += 1
         finite = scores[scores.isfinite()]
         line = {
@@ -173,7 +180,8 @@ class ESTrainer:
         self._compared = True
         noise = self._noise(slice(0, 2))
         found, wanted = self._batch(noise), self._set(noise)
-        tolerance = 0.01 * (wanted[1] - wanted[0]).abs() + 1e-4 * wanted.abs().max()
+        eps = max(torch.finfo(p.dtype).eps for p in self.parameters.values())  # weights of 16 bits round the noise too
+        tolerance = max(0.01, 32 * eps) * (wanted[1] - wanted[0]).abs() + max(1e-4, 2 * eps) * wanted.abs().max()
         if not bool(wanted.isfinite().all()) or bool(((found - wanted).abs() <= tolerance).all()):
             return
         deaf = []
@@ -209,7 +217,10 @@ class ESTrainer:
     def _score(self, noise: dict[str, Perturbation], row: int) -> float:
         """The black-box way: set one member's weights, ask, put the centre back."""
         with swapped(self.parameters, self._member(noise, row)), self._common_random_numbers():
-            return float(self.fitness_fn(self.model))
+            score = self.fitness_fn(self.model)
+        if isinstance(score, Tensor) and score.numel() != 1:
+            raise ValueError(f"the fitness function must return one number, not a tensor of shape {tuple(score.shape)}")
+        return float(score)
 
     def _scalar(self, model: nn.Module) -> Tensor:
         score = self.fitness_fn(model)
@@ -218,8 +229,28 @@ class ESTrainer:
         return score
 
     def _member(self, noise: dict[str, Perturbation], row: int) -> dict[str, Tensor]:
-        index, one = torch.tensor([row], device=self.device), torch.ones(1, device=self.device)
-        return {name: e.select(index, one).added_to(self.parameters[name])[0] for name, e in noise.items()}
+        index = torch.tensor([row], device=self.device)
+        member = {}
+        for name, e in noise.items():
+            centre = self.parameters[name]
+            member[name] = e.select(index, centre.new_ones(1)).added_to(centre)[0]
+        return member
+
+    def _round_centre(self) -> None:
+        for name, p in self.parameters.items():
+            if p is not self.centre[name]:
+                p.copy_(self.centre[name])
+
+    def _warn_of_constant(self, scores: Tensor) -> None:
+        finite = scores[scores.isfinite()]
+        if self._warned or len(finite) < 2 or bool((finite != finite[0]).any()):
+            return
+        self._warned = True
+        log.warning(
+            "all members have the same fitness, %g: it does not depend on the trained parameters, or sigma is too small"
+            " to show",
+            finite[0].item(),
+        )
 
     def _remember_best(self, scores: Tensor) -> None:
         best = int(scores.nan_to_num(-torch.inf, -torch.inf, -torch.inf).argmax())
@@ -244,7 +275,7 @@ class ESTrainer:
             "generation": self.generation,
             "sigma": self.sigma,
             "seed": self.seed,
-            "parameters": {name: p.detach().clone() for name, p in self.parameters.items()},
+            "parameters": {name: p.detach().clone() for name, p in self.centre.items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "history": [dict(line) for line in self.history],
             "best_fitness": self.best_fitness,
@@ -256,8 +287,9 @@ class ESTrainer:
         """Continue exactly where ``state_dict`` was taken."""
         if missing := self.parameters.keys() ^ state["parameters"].keys():
             raise ValueError(f"the state and the model differ in the trained parameter '{min(missing)}'")
-        for name, p in self.parameters.items():
+        for name, p in self.centre.items():
             p.copy_(state["parameters"][name])
+        self._round_centre()
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.generation, self.sigma, self.seed = state["generation"], state["sigma"], state["seed"]
         self.history = [dict(line) for line in state["history"]]
