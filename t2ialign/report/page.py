@@ -89,7 +89,8 @@ def _drift(metrics: Sequence[dict[str, Any]], summary: dict[str, Any] | None) ->
 
 def _environment(run: RunDir) -> dict[str, Any]:
     file = run.path / "environment.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {name: fact for name, fact in found.items() if name != "finished"}  # the page says so on top
 
 
 def _state(run: RunDir, metrics: Sequence[dict[str, Any]], summary: dict[str, Any] | None) -> str:

@@ -49,7 +49,7 @@ def finish(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display
             _add_to_card(folder, f"Note: {line}.")
     attempt("evaluation", lambda: _warn(folder, evaluate_run(run, problem, optimizer, display)))
     attempt("report", lambda: report.write(run))
-    run.record(finished=not failures)
+    run.record(finished=None if failures else run.newest_step())
     if failures:
         lines = [f"the run is done, but not all of its end: {run.path}"]
         lines += [f"  {stage}: {told(error)}" for stage, error in failures.items()]

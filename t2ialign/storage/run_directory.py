@@ -92,7 +92,7 @@ class RunDir:
         """Go on with another spec, and record what is other in it."""
         tree, text = spec_text.to_tree(spec), (self.path / "spec.toml").read_text(encoding="utf-8")
         comment = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
-        self.record(changes=self._environment().get("changes", []) + changes, finished=False)
+        self.record(changes=self._environment().get("changes", []) + changes, finished=None)
         files.write_json(self.path / MADE_FROM, tree)
         files.write_text(self.path / "spec.toml", spec_text.to_toml(tree, comment))
 
@@ -101,8 +101,11 @@ class RunDir:
         return self._environment().get("changes", [])
 
     def is_finished(self) -> bool:
-        """Whether the run came to its end, and all of that end went well."""
-        return bool(self._environment().get("finished"))
+        """Whether the run came to its end, all of that end went well, and all that it wrote is still there."""
+        folders, step = self._checkpoints(), self._environment().get("finished")
+        written = ("export", "evaluation/summary.json", "report.html")
+        whole = folders and all((self.path / name).exists() for name in written)
+        return bool(whole) and folders[-1].name == f"step-{step or 0:06d}"
 
     def spec(self, overrides: Sequence[str] = ()) -> Spec:
         """The resolved spec."""
@@ -179,6 +182,11 @@ class RunDir:
         if not folders:
             return None
         return _read_state(folders[-1])
+
+    def newest_step(self) -> int | None:
+        """Of the newest checkpoint."""
+        folders = self._checkpoints()
+        return int(folders[-1].name.removeprefix("step-")) if folders else None
 
     def save_best(self, step: int, state: State, value: float) -> None:
         """Write the folder ``best``: the state that is worth keeping so far, and by what value."""

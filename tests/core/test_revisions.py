@@ -52,5 +52,5 @@ def test_resume_uses_the_commit_of_the_first_start(asked, toy_spec, monkeypatch)
     run = runner.start(specs.load(toy_spec()), QUIET)
     assert json.loads((run.path / "environment.json").read_text())["revisions"] == {"some/model@main": OLD}
     checkpoints.commits.clear()  # another process, another day
-    runner.resume(run.path, QUIET)
+    runner.resume(run.path, QUIET, ["run.steps=6"])
     assert asked == [None, OLD]
