@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -132,17 +131,13 @@ def test_sample_keeps_only_what_its_grid_shows(tmp_path, sampled, monkeypatch):
 
 
 def test_remote_rewards_get_the_data():
+    from services import serving
+
     from t2ialign_rewards.config import RemoteConfig
     from t2ialign_rewards.remote import Remote
 
-    sent = []
-
-    class Spy(Remote):
-        def _post(self, body: bytes) -> bytes:
-            sent.append(json.loads(body))
-            return json.dumps({"scores": [1.0] * len(sent[-1]["prompts"])}).encode()
-
-    reward = Spy(RemoteConfig(url="http://127.0.0.1:1/"))
-    reward.score(torch.zeros(2, 3, 4, 4), [toy.t2ialign.Prompt("red", {"tag": "x"}), "blue"])
-    assert sent[0]["prompts"] == ["red", "blue"]
-    assert sent[0]["metadata"] == [{"tag": "x"}, {}]
+    with serving(lambda request: {"scores": [1.0] * len(request["prompts"])}) as server:
+        reward = Remote(RemoteConfig(url=server.url, wait=0.0, timeout=5.0))
+        reward.score(torch.zeros(2, 3, 4, 4), [toy.t2ialign.Prompt("red", {"tag": "x"}), "blue"])
+    assert server.requests[0]["prompts"] == ["red", "blue"]
+    assert server.requests[0]["metadata"] == [{"tag": "x"}, {}]
