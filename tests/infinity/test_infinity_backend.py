@@ -242,7 +242,7 @@ def test_released_files_load(checkpoint: Path, config: Any, tmp_path: Path, monk
 
 def test_the_plugin_is_registered_without_torch() -> None:
     declared = plugins.registry().find("backend", "infinity")
-    assert declared.provides == {"autoregressive", "lora"}
+    assert declared.provides == {"autoregressive", "lora", "tokens"}
     assert declared.load() is InfinityBackend
 
 

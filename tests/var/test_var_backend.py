@@ -227,5 +227,5 @@ def test_wrong_class_files_are_refused(checkpoint: Path, tmp_path: Path) -> None
 
 def test_the_plugin_is_registered_without_torch() -> None:
     declared = plugins.registry().find("backend", "var")
-    assert declared.provides == {"autoregressive", "lora"}
+    assert declared.provides == {"autoregressive", "lora", "tokens"}
     assert declared.load() is VarBackend

@@ -64,7 +64,7 @@ def eggroll_spec(checkpoint: Path, tmp_path: Path) -> Iterator[Callable[..., Spe
         tree = {
             "run": {"steps": 3, "out": str(tmp_path / "runs"), "device": "cpu"},
             "backend": {"kind": "var", "checkpoint": str(checkpoint), "dtype": "float32", "top_k": 16, **backend},
-            "optimizer": {"kind": "eggroll", "population": 4, "sigma": 0.2, "learning_rate": 0.5},
+            "optimizer": {"kind": "eggroll", "population": 4, "sigma": 0.2, "learning_rate": 0.2},
             "reward": [{"kind": "toy-redness"}],
             "prompts": {"file": "prompts.txt", "per_step": 3},
         }
