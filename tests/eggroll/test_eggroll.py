@@ -471,7 +471,7 @@ def test_export_loads_in_a_fresh_backend(eggroll_spec):
         ({"train": ["A"]}, "must include 'B'"),
         ({"shaping": "zscored"}, "zscore"),
         ({"sigma": -1.0}, "optimizer.sigma"),
-        ({"learning_rate": 0.5}, "step_rule = 'upstream'"),
+        ({"learning_rate": 0.5, "step_rule": "output"}, "step_rule = 'upstream'"),
     ],
 )
 def test_bad_options_are_one_clear_error(eggroll_spec, options, message):

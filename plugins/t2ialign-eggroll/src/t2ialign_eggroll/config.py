@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,7 +49,8 @@ class EvolutionConfig(LoraOptimizerConfig):
     )
     step_rule: Literal["output", "upstream", "eggroll", "textbook"] = Field(
         "output",
-        description="unit of learning_rate: 'output' (independent of sigma, population and LoRA rank), or the step of a"
+        description="unit of learning_rate; default: 'upstream' for rates above 0.3, else 'output' (independent of"
+        " sigma, population and LoRA rank), or the step of a"
         " published code before the solver: sigma mean(f E), sigma sqrt(N) mean(f E), mean(f E) / sigma",
     )
     gain: Literal["signal", "none"] | None = Field(
@@ -73,6 +74,15 @@ class EvolutionConfig(LoraOptimizerConfig):
     form: Literal["auto", "materialised", "factored", "merged", "sequential"] = Field(
         "auto", description="how members are evaluated; all give the same images, 'sequential' one member at a time"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_unit(cls, table: Any) -> Any:
+        """A rate that only the earlier default rule can mean keeps that rule: specs from before run as they did."""
+        rate = table.get("learning_rate") if isinstance(table, dict) else None
+        if isinstance(rate, int | float) and rate > LARGEST_STEP and "step_rule" not in table:
+            return {**table, "step_rule": "upstream"}
+        return table
 
     @model_validator(mode="after")
     def _consistent(self) -> EvolutionConfig:
@@ -109,6 +119,8 @@ class EvolutionConfig(LoraOptimizerConfig):
         members = 1 if self.form == "sequential" else max(1, spec.run.micro_batch // images)
         forwards = -(-self.population // members) * -(-images // min(images, spec.run.micro_batch))
         notes = {"members": f"{self.population} x {images} images", "forwards per step": str(forwards)}
+        if self.step_rule != "output":
+            notes["step rule"] = self.step_rule
         if self.step_rule == "output" and self.gain is None and not self.uses_signal(images):
             notes["gain"] = (
                 f"none: it takes {ENOUGH_MEMBERS} members and {ENOUGH_IMAGES} images of each to tell signal from chance"
