@@ -50,6 +50,10 @@ def on_disk(reference: str, revision: str | None = None) -> Path | None:
     """The folder of a checkpoint if it is here already: local, in a package, or in the hub's cache."""
     if (path := local_path(reference)) is not None or not looks_like_hub_id(reference):
         return path
+    from huggingface_hub import constants
+
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{reference.replace('/', '--')}").is_dir():
+        return None  # told without the rest of huggingface_hub, which takes long to import
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("model_index.json", "tokenizer_config.json", "config.json"):

@@ -43,15 +43,16 @@ print(f"HEAVY={sorted(heavy)} SECONDS={time.process_time() - start:.3f}", file=s
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["schema"], ["validate", "SPEC"]]
 )
-def test_light_commands_import_nothing_heavy_and_answer_in_a_second(arguments, spec_file):
+def test_light_commands_import_nothing_heavy_and_answer_soon(arguments, spec_file):
     arguments = [str(spec_file) if a == "SPEC" else a for a in arguments]
     seconds = []
-    while not seconds or (min(seconds) >= 1 and len(seconds) < 3):  # a busy machine's caches cost CPU time, too
+    # 0.6 to 0.9 s on an idle core; what else a machine does costs CPU time, too, but never as much as torch's import.
+    while not seconds or (min(seconds) >= 2 and len(seconds) < 3):
         done = t2ialign(*arguments, code=LIGHT)
         assert done.returncode == 0, done.stderr
         assert "HEAVY=[]" in done.stderr
         seconds.append(float(re.search(r"SECONDS=([\d.]+)", done.stderr)[1]))
-    assert min(seconds) < 1
+    assert min(seconds) < 2
 
 
 def test_validate_prints_the_plan(spec_file):
