@@ -65,6 +65,8 @@ def score_images(
         last have their other scores too).
     """
     result = Result()
+    for reward in rewards.values():
+        reward.may_miss = True  # such images are listed
     with ThreadPoolExecutor() as pool:
         for rows in split(len(images), batch):
             given = prompts[rows] if prompts is not None else [None] * len(images[rows])

@@ -28,6 +28,8 @@ class Reward(Part, ABC):
 
     #: True when the scores come from another process, which may be away for a while (``Unavailable``).
     elsewhere: ClassVar[bool] = False
+    #: True where NaN is an answer for an image without a score (``run.nonfinite = "drop"``); whoever scores sets it.
+    may_miss: bool = False
 
     def begin(self, images: Tensor, prompts: Sequence[str]) -> None:
         """Start what can run while other rewards work; ``score`` follows with the same tensor and prompts."""

@@ -36,6 +36,8 @@ class RewardMix:
         self.comparisons = [r for r in rewards if r.reward.per_prompt or (r in self.references and r.mix.weight == 0)]
         self.rewards = [r for r in rewards if r not in self.comparisons]
         self.drop_nonfinite = drop_nonfinite
+        for part in rewards:
+            part.reward.may_miss = drop_nonfinite
 
     @property
     def reported(self) -> list[str]:

@@ -120,7 +120,7 @@ def _chosen(name: str | None, names: list[str]) -> str:
     return name
 
 
-async def _scores(batcher: Batcher, name: str, question: protocol.Question, bounds: Bounds) -> list[float]:
+async def _scores(batcher: Batcher, name: str, question: protocol.Question, bounds: Bounds) -> list[float | None]:
     try:
         future = batcher.submit(name, question)
     except Full as error:
@@ -134,6 +134,7 @@ async def _scores(batcher: Batcher, name: str, question: protocol.Question, boun
     except Exception as error:
         log.exception("reward '%s' failed", name)
         raise Refused(500, f"reward '{name}' failed: {type(error).__name__}") from error
-    if bad := [score for score in scores if not math.isfinite(score)]:
+    bad = [score for score in scores if not math.isfinite(score)]
+    if bad and not question.missing:
         raise Refused(422, f"reward '{name}' is {bad[0]} for an image")
-    return scores
+    return [score if math.isfinite(score) else None for score in scores]

@@ -1,6 +1,7 @@
 """Version 1 of what a client and a server of rewards say to each other.
 
-``POST <url>`` with one of two bodies, and ``{"scores": [number, ...]}`` as the answer, one finite number per image:
+``POST <url>`` with one of two bodies, and ``{"scores": [number, ...]}`` as the answer, one finite number per image, or
+``null`` for an image without a score if the request says ``"missing": true``:
 
 - ``application/json``: ``{"protocol": 1, "images": [PNG in base64, ...], "prompts": [text, ...], "metadata": [object,
   ...]}`` and perhaps ``"reward"``, the name of one of the server's rewards. Any service can speak this.
@@ -52,14 +53,18 @@ class Question:
     Attributes:
         images: float32 (B, 3, H, W) in [0, 1].
         reward: name of the wanted reward; None where the server has only one.
+        missing: whether ``null`` is an answer for an image without a finite score.
     """
 
     images: Tensor
     prompts: list[Prompt]
     reward: str | None
+    missing: bool = False
 
 
-def ask(images: Tensor, prompts: Sequence[str], send: Send, reward: str | None = None) -> tuple[bytes, str]:
+def ask(
+    images: Tensor, prompts: Sequence[str], send: Send, reward: str | None = None, missing: bool = False
+) -> tuple[bytes, str]:
     """The body of a request for images (B, 3, H, W) in [0, 1], and its content type."""
     words: dict[str, Any] = {
         "protocol": VERSION,
@@ -68,6 +73,8 @@ def ask(images: Tensor, prompts: Sequence[str], send: Send, reward: str | None =
     }
     if reward is not None:
         words["reward"] = reward
+    if missing:
+        words["missing"] = True
     if send == "png":
         words["images"] = [png_base64(image) for image in images]
         return json.dumps(words).encode(), JSON
@@ -84,24 +91,29 @@ def png_base64(image: Tensor) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def answered(body: bytes, count: int) -> list[float]:
+def answered(body: bytes, count: int, missing: bool = False) -> list[float]:
     """The scores in an answer.
+
+    Args:
+        missing: take ``null``, and the NaN that some services write, for an image without a score: NaN.
 
     Raises:
         ProtocolError: not exactly ``count`` finite numbers.
     """
     try:
-        scores = json.loads(body, parse_constant=_no_number)["scores"]
+        scores = json.loads(body, parse_constant=_missing if missing else _no_number)["scores"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ProtocolError(f'is not {{"scores": [...]}} but: {shown(body)}') from error
     if not isinstance(scores, list):
         raise ProtocolError(f"has no list of scores but: {shown(body)}")
     for number, score in enumerate(scores):
+        if missing and score is None:
+            continue
         if isinstance(score, bool) or not isinstance(score, int | float) or not _finite(score):
             raise ProtocolError(f"has {score!r} as score {number}; must be a finite number"[:300])
     if len(scores) != count:
         raise ProtocolError(f"has {len(scores)} scores for {count} images")
-    return [float(score) for score in scores]
+    return [math.nan if score is None else float(score) for score in scores]
 
 
 def shown(body: bytes, most: int = 200) -> str:
@@ -111,6 +123,11 @@ def shown(body: bytes, most: int = 200) -> str:
 
 def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no JSON")
+
+
+def _missing(word: str) -> None:
+    if word != "NaN":
+        _no_number(word)
 
 
 def _finite(score: float) -> bool:
@@ -154,7 +171,7 @@ def asked(body: bytes, content_type: str, most_images: int, most_pixels: int) ->
     reward = words.get("reward")
     if not (reward is None or isinstance(reward, str)):
         raise ProtocolError("reward must be a name")
-    return Question(images, prompts, reward)
+    return Question(images, prompts, reward, words.get("missing") is True)
 
 
 def _object(body: bytes | str) -> Mapping[str, Any]:

@@ -71,6 +71,25 @@ def test_passing_faults_cost_another_try_and_nothing_else(server, fault):
     assert time.monotonic() - started < LONG / 2
 
 
+@pytest.mark.parametrize("missing", [b'{"scores": [NaN, 2]}', {"scores": [None, 2.0]}], ids=str)
+def test_an_image_without_a_score_costs_no_try_where_such_are_left_out(server, missing):
+    server.plan = [missing]
+    reward = remote(server)
+    reward.may_miss = True
+    scores = reward.score(WHITE.expand(2, -1, -1, -1), ["", ""])
+    assert scores.isnan().tolist() == [True, False]
+    assert [request["missing"] for request in server.requests] == [True]
+
+
+@pytest.mark.parametrize("wrong", [b'{"scores": [Infinity]}', b'{"scores": ["NaN"]}', b'{"scores": [1e999]}'], ids=str)
+def test_what_is_no_number_is_no_missing_score(server, wrong):
+    server.plan = [wrong]
+    reward = remote(server)
+    reward.may_miss = True
+    assert reward.score(WHITE, ["ab"]).tolist() == [3.0]
+    assert len(server.requests) == 2
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [

@@ -43,7 +43,8 @@ class Brightness(t2ialign.Reward):
         if "broken" in prompts:
             raise ZeroDivisionError("a secret detail")
         bonus = torch.tensor([float(prompt.data.get("bonus", 0)) for prompt in prompts])
-        return images.mean((1, 2, 3)) + bonus + (torch.nan if "nan" in prompts else 0)
+        unknown = torch.tensor([prompt == "nan" for prompt in prompts])
+        return (images.mean((1, 2, 3)) + bonus).masked_fill(unknown, torch.nan)
 
 
 @contextmanager
@@ -104,6 +105,12 @@ def test_a_failing_reward_is_told_to_the_client_and_the_server_goes_on(world, pr
         remote(world[0]).score(IMAGES[:1], [prompt])
     assert "secret" not in str(raised.value)
     assert remote(world[0]).score(torch.ones(1, 3, 2, 2), ["a"]).tolist() == [1.0]
+
+
+def test_an_image_without_a_score_is_null_to_who_can_do_without(world):
+    reward = remote(world[0])
+    reward.may_miss = True
+    assert reward.score(torch.ones(2, 3, 2, 2), ["nan", "a"]).isnan().tolist() == [True, False]
 
 
 def body(**changes):

@@ -59,12 +59,14 @@ class Remote(Reward):
     def _request(
         self, images: Tensor, prompts: Sequence[str], send: protocol.Send, reward: str | None
     ) -> Future[list[float]]:
+        missing = self.may_miss
+
         def body() -> bytes:
-            return protocol.ask(images, prompts, send, reward)[0]
+            return protocol.ask(images, prompts, send, reward, missing)[0]
 
         def read(answer: bytes) -> list[float]:
             try:
-                return protocol.answered(answer, len(images))
+                return protocol.answered(answer, len(images), missing)
             except protocol.ProtocolError as error:
                 raise Wrong(f"the answer {error}") from error
 
