@@ -181,6 +181,8 @@ class SamplerConfig(Config):
         return 1
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow", "swanlab"]
+
 #: Leaves room for what is put behind a name: a number, ".tmp".
 LONGEST_RUN_NAME = 200
 
@@ -206,6 +208,9 @@ class RunConfig(Config):
         " evaluations along the run",
     )
     stop_on_drift: bool = Field(False, description="end the run, export and evaluation included, at the first alarm")
+    trackers: list[TrackerName] = Field(
+        [], description="where else metrics, images and tables go; each has options in [trackers.<name>]"
+    )
     nonfinite: Literal["stop", "drop"] = Field(
         "stop", description="a NaN or infinite score stops the run, or only that sample is left out"
     )
@@ -218,6 +223,64 @@ class RunConfig(Config):
         if (size := len(value.encode())) > LONGEST_RUN_NAME:
             raise ValueError(f"has {size} bytes; {LONGEST_RUN_NAME} are the most")
         return value
+
+
+class TensorBoardConfig(Config):
+    """``[trackers.tensorboard]``."""
+
+    folder: str | None = Field(
+        None,
+        description="event files go into a folder of the run's name in it; default: trackers/ in the run directory",
+    )
+
+
+class WandbConfig(Config):
+    """``[trackers.wandb]``."""
+
+    project: str = Field("t2ialign", min_length=1, description="project of the run")
+    entity: str | None = Field(None, description="user or team; default: your own")
+    group: str | None = Field(None, description="group of runs")
+    tags: list[str] = Field([], description="tags of the run")
+    mode: Literal["online", "offline"] | None = Field(
+        None, description="'offline' writes files for `wandb sync`; default: as WANDB_MODE says, or online"
+    )
+
+
+class TrackioConfig(Config):
+    """``[trackers.trackio]``."""
+
+    project: str = Field("t2ialign", min_length=1, description="project of the run")
+    space_id: str | None = Field(None, description="Space of the hub that shows it; default: this machine alone")
+
+
+class MlflowConfig(Config):
+    """``[trackers.mlflow]``."""
+
+    experiment: str = Field("t2ialign", min_length=1, description="experiment of the run")
+    tracking_uri: str | None = Field(
+        None, description="server or database; default: as MLFLOW_TRACKING_URI says, or a file in the run directory"
+    )
+
+
+class SwanlabConfig(Config):
+    """``[trackers.swanlab]``."""
+
+    project: str = Field("t2ialign", min_length=1, description="project of the run")
+    workspace: str | None = Field(None, description="workspace; default: your own")
+    mode: Literal["cloud", "local", "offline"] | None = Field(
+        None, description="'offline' writes files for `swanlab sync`; default: as SWANLAB_MODE says, or cloud"
+    )
+
+
+class TrackersConfig(Config):
+    """``[trackers]``: options of those that ``run.trackers`` names."""
+
+    timeout: float = Field(60.0, gt=0, description="seconds without a sign of life after which a tracker is left out")
+    tensorboard: TensorBoardConfig = Field(default_factory=TensorBoardConfig, description="TensorBoard")
+    wandb: WandbConfig = Field(default_factory=WandbConfig, description="Weights & Biases")
+    trackio: TrackioConfig = Field(default_factory=TrackioConfig, description="Trackio")
+    mlflow: MlflowConfig = Field(default_factory=MlflowConfig, description="MLflow")
+    swanlab: SwanlabConfig = Field(default_factory=SwanlabConfig, description="SwanLab")
 
 
 class PromptsConfig(Config):

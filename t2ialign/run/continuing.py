@@ -19,9 +19,11 @@ MAY_CHANGE = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "run.stop_on_drift",
+    "run.trackers",
     "evaluation.",
     "samples.",
     "export.",
+    "trackers.",
 )
 
 

@@ -36,6 +36,7 @@ from t2ialign.storage.ownership import owned
 from t2ialign.storage.run_directory import RunDir
 from t2ialign.tensors import distributed
 from t2ialign.tensors.state import State
+from t2ialign.trackers.follow import followed
 
 
 class Interrupted(T2IAlignError):
@@ -130,8 +131,10 @@ def _loaded(run: RunDir, spec: Spec, world: distributed.World, display: Display)
         display.say(f"resuming after step {first}")
     if world.is_main:
         run.rewind(first if saved else -1)
+    trackers = spec.run.trackers if world.is_main else []
     try:
-        _Loop(run, problem, optimizer, display).run(first)
+        with followed(run.path, trackers, spec.trackers, display.say):
+            _Loop(run, problem, optimizer, display).run(first)
     except RewardError as error:
         if error.image is not None and world.is_main:
             images.save_png(error.image, run.path / "nonfinite.png")

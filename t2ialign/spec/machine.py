@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from t2ialign import places
@@ -14,13 +15,18 @@ from t2ialign.spec.model import Spec
 def check_machine(spec: Spec) -> None:
     """
     Raises:
-        UsageError: ``run.device`` is not here, or the run directory cannot be made.
+        UsageError: ``run.device`` or a tracker is not here, or the run directory cannot be made.
     """
     device = spec.run.device
     if device.startswith("cuda") and not _has_cuda():
         raise UsageError(f'{spec.source}: run.device = "{device}": this machine has no CUDA; take "auto" or "cpu"')
     if device == "mps" and sys.platform != "darwin":
         raise UsageError(f'{spec.source}: run.device = "mps": only Macs have it; take "auto" or "cpu"')
+    for name in spec.run.trackers:
+        if any(find_spec(package) is None for package in ("accelerate", name)):
+            raise UsageError(
+                f"{spec.source}: run.trackers: '{name}' is not installed: pip install \"t2ialign[{name}]\""
+            )
     try:
         reason = places.unwritable(places.path(spec.run.out))
     except ValueError as error:

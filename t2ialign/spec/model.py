@@ -25,6 +25,7 @@ from t2ialign.config import (
     RunConfig,
     SamplerConfig,
     SamplesConfig,
+    TrackersConfig,
 )
 from t2ialign.declaration import Declaration, checked_requirements, checked_words
 from t2ialign.errors import PartError, UsageError, blaming, nearest
@@ -166,6 +167,7 @@ class Spec:
     evaluation: EvaluationConfig
     samples: SamplesConfig
     export: ExportConfig
+    trackers: TrackersConfig = field(default_factory=TrackersConfig)
 
     @property
     def backend_config(self) -> BackendConfig:

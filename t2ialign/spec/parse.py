@@ -19,6 +19,7 @@ from t2ialign.config import (
     RewardMixConfig,
     RunConfig,
     SamplesConfig,
+    TrackersConfig,
 )
 from t2ialign.declaration import Declaration
 from t2ialign.errors import SpecError, SpecProblem, UsageError, blaming, nearest
@@ -35,6 +36,7 @@ TABLES: dict[str, type[Config]] = {
     "evaluation": EvaluationConfig,
     "samples": SamplesConfig,
     "export": ExportConfig,
+    "trackers": TrackersConfig,
 }
 PARTS = ("backend", "sampler", "optimizer", "reward")
 
@@ -107,6 +109,7 @@ class _Parser:
             self._table("evaluation", EvaluationConfig),
             self._table("samples", SamplesConfig),
             self._table("export", ExportConfig),
+            self._table("trackers", TrackersConfig),
         )
         backend = self._part("backend", self.tree.get("backend"))
         optimizer = self._part("optimizer", self.tree.get("optimizer"))
@@ -119,10 +122,12 @@ class _Parser:
         self._check_comparisons(rewards, tables[2])
         self._check_references(rewards, optimizer)
         self.problems += capability_problems(backend, sampler, optimizer, rewards, self.parts)
-        run, prompt_table, evaluation, samples, export = tables
+        run, prompt_table, evaluation, samples, export, trackers = tables
         if backend and optimizer and export and export.formats:
             self._check_formats(backend, optimizer, export.formats)
-        if self.problems or not (backend and optimizer and run and prompt_table and evaluation and samples and export):
+        if self.problems or not (
+            backend and optimizer and run and prompt_table and evaluation and samples and export and trackers
+        ):
             raise SpecError(self.source, self.problems)
         spec = Spec(
             self.source,
@@ -136,6 +141,7 @@ class _Parser:
             evaluation,
             samples,
             export,
+            trackers,
         )
         try:
             with blaming(optimizer.declaration.label):

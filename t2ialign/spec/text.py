@@ -25,6 +25,9 @@ def to_tree(spec: Spec) -> dict[str, Any]:
     tree["evaluation"] = table(spec.evaluation)
     tree["samples"] = table(spec.samples)
     tree["export"] = table(spec.export)
+    if spec.run.trackers:
+        options = table(spec.trackers)
+        tree["trackers"] = {name: options[name] for name in ("timeout", *spec.run.trackers)}
     tree["reward"] = [{"kind": r.kind, **table(r.mix), **table(r.config)} for r in spec.rewards]
     return tree
 

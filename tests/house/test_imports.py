@@ -24,6 +24,7 @@ storage
 parts lora
 problem
 evaluation report serve
+trackers
 run
 testing
 cli __main__"""

@@ -1,0 +1,1 @@
+"""A run followed by trackers (TensorBoard, wandb, ...), each in a process of its own that reads the run directory."""
