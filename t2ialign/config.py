@@ -180,6 +180,14 @@ class SamplerConfig(Config):
         """Network evaluations (NFE) per image, without the doubling by classifier-free guidance."""
         return 1
 
+    def with_more_evaluations(self) -> list[dict[str, Any]]:
+        """``[sampler]`` tables with about twice the evaluations, the best first, for comparisons at equal cost.
+
+        "kind" may name another sampler where this one cannot take more; the first that is installed and fits counts.
+        """
+        options = self.model_dump(mode="python", exclude_none=True)
+        return [{**options, "steps": 2 * options["steps"]}] if isinstance(options.get("steps"), int) else []
+
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow", "swanlab"]
 

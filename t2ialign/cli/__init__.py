@@ -11,6 +11,7 @@ import typer
 from t2ialign import __version__
 from t2ialign.cli import authoring, inspecting, reporting, results, running, serving, starting
 from t2ialign.cli.score import score
+from t2ialign.cli.studies.bench import bench
 from t2ialign.errors import T2IAlignError, culprit
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ for command in (
     reporting.report,
     reporting.compare,
     score,
+    bench,
     serving.serve,
     authoring.new_plugin,
     authoring.check,

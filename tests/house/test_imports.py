@@ -26,6 +26,7 @@ problem
 evaluation report serve
 trackers
 run
+bench
 testing
 cli __main__"""
 

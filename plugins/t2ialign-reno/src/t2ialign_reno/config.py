@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from t2ialign import OptimizerConfig, Plan, Requirements, UsageError, plugins
-from t2ialign_reno.layouts import LAYOUTS
+from t2ialign.bench.layouts import LAYOUTS
 
 if TYPE_CHECKING:
     from t2ialign.spec.model import Chosen, Spec

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from t2ialign.bench.layouts import LAYOUTS
 from t2ialign.errors import ExportError
 from t2ialign.evaluation.comparison import table
 from t2ialign.evaluation.statistics import summarise
@@ -20,7 +21,6 @@ from t2ialign.storage import files
 from t2ialign.tensors.batching import image_tolerance
 from t2ialign_reno.archive import Archive
 from t2ialign_reno.engine import draw
-from t2ialign_reno.layouts import LAYOUTS
 from t2ialign_reno.searches import Found, Item
 
 CHECKED = 4

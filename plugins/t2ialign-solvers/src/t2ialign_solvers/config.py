@@ -18,6 +18,9 @@ Schedule = Literal["native", "polynomial", "logsnr", "time_uniform", "discrete",
 class OneStepConfig(SamplerConfig):
     """``kind = "one-step"``: no options."""
 
+    def with_more_evaluations(self) -> list[dict[str, Any]]:
+        return [{"kind": "scm", "steps": 2}, {"kind": "ddim", "steps": 2}]
+
 
 class ConsistencyConfig(SamplerConfig):
     """``kind = "scm"``."""

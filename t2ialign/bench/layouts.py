@@ -3,7 +3,9 @@
 GenEval         <folder>/<digits>/metadata.jsonl and <folder>/<digits>/samples/<digits>.png; four images per prompt
 T2I-CompBench   <folder>/samples/<prompt>_<number>.png, numbered prompt by prompt, nothing else beside them; ten images
                 per prompt of a category's validation list
-PartiPrompts    <folder>/<number>/best_image.png and prompt.txt (the ReNO authors' own; there is no official scorer)
+HPSv2           <folder>/<style>/<digits>.jpg; every entry of the folder is taken for a style
+numbered        <folder>/<digits>_<slug>.png, as HyperscaleES scores PartiPrompts, which has no scorer of its own
+PartiPrompts    <folder>/<number>/best_image.png and prompt.txt (the ReNO authors' own)
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class Layout:
     """File names of a benchmark.
 
     Attributes:
-        image: path of an image; knows {prompt}, {index} of the prompt, {image} of that prompt, and {number} over all.
+        image: path of an image; knows {prompt} and its {slug}, {index} of the prompt, {image} of that prompt, and
+            {number} over all.
         companions: path of one more file for every prompt -> what it holds, the prompt or its metadata line.
         forbidden: what a prompt must not contain, as a regular expression.
     """
@@ -52,8 +55,13 @@ class Layout:
         """(path, index of the prompt, image of that prompt) of every image, in the scorer's order."""
         for index, prompt in enumerate(prompts):
             for image in range(images_per_prompt):
-                number = index * images_per_prompt + image
-                yield self.image.format(prompt=prompt, index=index, image=image, number=number), index, image
+                yield self.path(prompt, index, image, images_per_prompt), index, image
+
+    def path(self, prompt: str, index: int, image: int, images_per_prompt: int) -> str:
+        """Where one image goes."""
+        number = index * images_per_prompt + image
+        slug = re.sub(r"\W+", "_", prompt.lower()).strip("_")[:80]
+        return self.image.format(prompt=prompt, slug=slug, index=index, image=image, number=number)
 
     def texts(self, prompts: Sequence[str], file: Path) -> Iterator[tuple[str, str]]:
         """(path, content) of every further file; ``file`` is the prompt file."""
@@ -70,5 +78,8 @@ def _lines(file: Path) -> list[str]:
 LAYOUTS = {
     "geneval": Layout("{index:05d}/samples/{image:05d}.png", {"{index:05d}/metadata.jsonl": "metadata"}),
     "t2i-compbench": Layout("samples/{prompt}_{number:06d}.png", forbidden=r"[/_\\\0]"),
+    "hpsv2": Layout("{index:05d}.jpg"),
+    "numbered": Layout("{index:04d}_{slug}.png"),
+    "numbered-images": Layout("{index:04d}_{image:02d}_{slug}.png"),
     "parti-prompts": Layout("{index}/best_image.png", {"{index}/prompt.txt": "prompt"}),
 }

@@ -1,0 +1,1 @@
+"""Prompt suites: images for the suites' own scorers, scored in place, quality beside what it cost."""

@@ -1,0 +1,1 @@
+"""``bench``, ``sweep``, ``push``: from runs to results that others can check."""

@@ -1,0 +1,114 @@
+"""``bench``: a prompt suite, drawn by several variants and scored."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2ialign import plugins
+from t2ialign.cli.parts import parse_samplers
+from t2ialign.cli.running import Overrides, quiet_libraries
+from t2ialign.cli.score import parse_reward
+from t2ialign.errors import UsageError
+from t2ialign.spec.model import ChosenReward, Spec
+from t2ialign.spec.parse import parse_rewards
+
+
+def bench(
+    suite: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUITE", help="parti, geneval, t2i-compbench, drawbench, hpsv2, shapes, or a prompt file."
+        ),
+    ],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SPEC|RUN|LORA...", help="A spec or a run first, which gives the base; then any more."),
+    ],
+    prompts: Annotated[str | None, typer.Option(help="The suite's own prompt file, or folder of them.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of the prompts, where it is not a usual name.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: bench/SUITE.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts of a list, evenly spread.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Images per prompt; default: the suite's protocol.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="First seed; default: the suite's protocol.")] = None,
+    samplers: Annotated[
+        list[str] | None,
+        typer.Option("--sampler", metavar="KIND[={...}]", help="Also the base with this sampler. Repeatable."),
+    ] = None,
+    rewards: Annotated[
+        list[str] | None,
+        typer.Option("--reward", "-r", metavar="KIND[={...}]", help="Also score with this reward. Repeatable."),
+    ] = None,
+    more: Annotated[bool, typer.Option(help="Also the base with about twice the network evaluations.")] = True,
+    overrides: Overrides = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images drawn at once; default: run.micro_batch.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
+) -> None:
+    """Draw a prompt suite with base, runs, LoRAs and samplers on shared seeds, and score it: quality beside its cost.
+
+    Images lie as the suite's own scorers read them. A bench that was stopped goes on with the same command.
+    """
+    from t2ialign.bench import variants as planning
+    from t2ialign.bench.suites import open_suite
+
+    suited = open_suite(suite, prompts, column, images)
+    variants = planning.plan(sources, overrides or [], parse_samplers(samplers or []), more)
+    chosen = list(scoring(variants[0].spec, suited.suite.rewards, rewards or []))
+    for reward in chosen:
+        for text in (text for found in suited.lists.values() for text in found):
+            lacking = sorted(reward.config.reads() - text.data.keys())
+            if wrong := f"reads '{lacking[0]}', which it lacks" if lacking else reward.config.problem_with(text):
+                raise UsageError(f"reward '{reward.name}' cannot score '{text}': {wrong}")
+    if more and not any(variant.name.startswith("base-") for variant in variants):
+        typer.echo("note: no sampler gives this base more network evaluations, so none is a variant", err=True)
+    quiet_libraries()
+    from t2ialign.bench.bench import Bench
+
+    first = suited.suite.first_seed if seed is None else seed
+    place = out or Path("bench") / (suite if suited.suite.kind != "own" else Path(suite).stem)
+    summary = Bench(place, suited, suited.items(first, limit), variants, chosen, first, batch).run()
+    if not summary:
+        return
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from t2ialign.bench import results
+
+    header, *lines = results.main_table(summary)
+    table = Table(caption=results.caption(summary))
+    for number, name in enumerate(header):
+        table.add_column(escape(name), justify="right" if number else "left")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    console = Console()
+    console.print(table)
+    for name, meaning in (
+        ("report.html", "quality against evaluations, on one page"),
+        ("table.md", "the same tables, by category too; table.csv and summary.json have every number"),
+        ("images", "a folder for each variant, as the suite's own scorer reads it"),
+    ):
+        console.print(f"{place / name}  [dim]{meaning}[/dim]", highlight=False, soft_wrap=True)
+
+
+def scoring(spec: Spec, of_suite: tuple[str, ...], extra: list[str]) -> list[ChosenReward]:
+    """The rewards of a spec that judge an image by itself, those of a suite that are installed, and further ones."""
+    alone = [r for r in spec.rewards if not r.provides() & {"per-prompt", "reference"}]
+    known = plugins.registry().parts["reward"]
+    kinds = {reward.kind for reward in alone}
+    words = [kind for kind in of_suite if kind in known and kind not in kinds]
+    others = (
+        parse_rewards([{"kind": k} for k in words] + [parse_reward(t) for t in extra], "--reward", Path.cwd())
+        if (words or extra)
+        else ()
+    )
+    names = [reward.name for reward in (*alone, *others)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"--reward: two rewards are called '{twice}'; give one a name: KIND={{name = ...}}")
+    return [*alone, *others]
