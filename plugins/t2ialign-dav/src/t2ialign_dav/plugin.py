@@ -24,4 +24,5 @@ def t2ialign_optimizers(register: Register) -> None:
         "t2ialign_dav.search_only:DavSearch",
         config=DavSearchConfig,
         summary="DAV's search alone, nothing is trained: better images at inference",
+        provides={"search"},
     )

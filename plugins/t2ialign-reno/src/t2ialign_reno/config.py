@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from t2ialign.spec.model import Chosen, Spec
 
 
-class NoiseSearchConfig(OptimizerConfig):
-    """What both optimizers share. ``run.steps`` counts the iterations (generated images) of every search."""
+class ImageSearchConfig(OptimizerConfig):
+    """What all searches for images share. One iteration gives every running search one more image."""
 
     layout: Literal["geneval", "t2i-compbench", "parti-prompts"] | None = Field(
         None, description="also export the images as this benchmark's scorer reads them"
@@ -23,6 +23,46 @@ class NoiseSearchConfig(OptimizerConfig):
     patience: int | None = Field(
         None, ge=1, description="stop a search that has not improved for so many iterations; its place is reused"
     )
+
+    @property
+    def searches_per_image(self) -> int:
+        return 1
+
+    def iterations(self, spec: Spec) -> int:
+        """Of every search."""
+        return spec.run.steps
+
+    def evaluations(self, spec: Spec) -> int | None:
+        """Network evaluations of one iteration of one search; None: the sampler's."""
+        return None
+
+    def plan(self, spec: Spec) -> Plan:
+        """One step is one iteration of all the searches that run at the same time."""
+        spec.check_images_are_scored_alone()
+        texts = spec.training_prompts()
+        if self.layout:
+            LAYOUTS[self.layout].check(texts, spec.prompts.images_per_prompt, spec.prompt_file())
+        images = len(texts) * spec.prompts.images_per_prompt
+        searches, slots = images * self.searches_per_image, self.slots(spec)
+        rounds, iterations = -(-searches // slots), self.iterations(spec)
+        notes = {
+            "images delivered": f"{images:,} ({len(texts):,} prompts x {spec.prompts.images_per_prompt})",
+            "searches": f"{searches:,} of {iterations} iterations, {min(slots, searches)} at a time",
+        }
+        # An image that the run does not deliver would be searched for by an evaluation along the run.
+        delivered = spec.evaluation.prompts in (None, spec.prompts.file)
+        cost = 1 if delivered else iterations * self.searches_per_image
+        at_once = min(slots, searches)
+        return Plan(rounds * iterations, at_once, notes, self.evaluations(spec), image_cost=cost)
+
+    def slots(self, spec: Spec) -> int:
+        """Searches at the same time: those of ``prompts.per_step`` prompts."""
+        return spec.prompts.per_step * spec.prompts.images_per_prompt * self.searches_per_image
+
+
+class NoiseSearchConfig(ImageSearchConfig):
+    """What searches for noise share. ``run.steps`` counts the iterations (generated images) of every search."""
+
     second_sampler: dict[str, Any] | None = Field(
         None, description="a sampler table ({ kind = 'scm', steps = 4 }) that renders the found noise once more"
     )
@@ -34,34 +74,8 @@ class NoiseSearchConfig(OptimizerConfig):
             chosen_sampler(table)
         return table
 
-    @property
-    def searches_per_image(self) -> int:
-        return 1
-
     def requires(self) -> Requirements:
         return chosen_sampler(self.second_sampler).requires() if self.second_sampler else {}
-
-    def plan(self, spec: Spec) -> Plan:
-        """One step is one iteration of all the searches that run at the same time."""
-        spec.check_images_are_scored_alone()
-        texts = spec.training_prompts()
-        if self.layout:
-            LAYOUTS[self.layout].check(texts, spec.prompts.images_per_prompt, spec.prompt_file())
-        images = len(texts) * spec.prompts.images_per_prompt
-        searches, slots = images * self.searches_per_image, self.slots(spec)
-        rounds = -(-searches // slots)
-        notes = {
-            "images delivered": f"{images:,} ({len(texts):,} prompts x {spec.prompts.images_per_prompt})",
-            "searches": f"{searches:,} of {spec.run.steps} iterations, {min(slots, searches)} at a time",
-        }
-        # An image that the run does not deliver would be searched for by an evaluation along the run.
-        delivered = spec.evaluation.prompts in (None, spec.prompts.file)
-        cost = 1 if delivered else spec.run.steps * self.searches_per_image
-        return Plan(rounds * spec.run.steps, min(slots, searches), notes, image_cost=cost)
-
-    def slots(self, spec: Spec) -> int:
-        """Searches at the same time: those of ``prompts.per_step`` prompts."""
-        return spec.prompts.per_step * spec.prompts.images_per_prompt * self.searches_per_image
 
 
 class ImageSelectConfig(NoiseSearchConfig):

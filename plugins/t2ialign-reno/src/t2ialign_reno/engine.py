@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from t2ialign.errors import blaming
 from t2ialign.problem.problem import Problem
 from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
@@ -25,7 +27,13 @@ Watch = Callable[[Tensor, Sequence[Search], Sequence[int]], None]
 
 
 class Method(ABC):
-    """How a search moves. Points and values are tensors by name with one row per search; rows never mix."""
+    """How a search moves. Points and values are tensors by name with one row per search; rows never mix.
+
+    Attributes:
+        clean: what ``best`` gives are clean latents, which need only be decoded, and not noise.
+    """
+
+    clean: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, searches: Sequence[Search]) -> Point:
@@ -56,7 +64,7 @@ class Method(ABC):
 
     @abstractmethod
     def best(self, point: Point, row: int, search: Search, iteration: int) -> tuple[int, Tensor | None]:
-        """Seed and noise of a row's best image, seen at ``iteration``."""
+        """Seed and latents of a row's best image, seen at ``iteration``."""
 
 
 class Engine:
@@ -75,6 +83,7 @@ class Engine:
         patience: int | None = None,
         world: World | None = None,
         watch: Watch | None = None,
+        iterations: int | None = None,
     ) -> None:
         """Nothing runs yet.
 
@@ -83,11 +92,12 @@ class Engine:
             slots: searches at the same time.
             patience: end a search after so many iterations without improvement.
             world: the peers that call ``step`` together; without one, this process works alone.
+            iterations: of every search; default: ``run.steps``.
         """
         self.problem, self.method, self.conditioning = problem, method, conditioning
         self.searches, self.patience, self.world, self.watch = list(searches), patience, world or World(), watch
         self.position = {search: index for index, search in enumerate(searches)}
-        self.iterations = problem.spec.run.steps
+        self.iterations = iterations or problem.spec.run.steps
         slots = min(slots, len(self.searches))
         #: Index of the search in each row; -1 where none is left.
         self.occupant = [-1] * slots
@@ -236,7 +246,28 @@ class Engine:
         self.occupant, self.next = list(state.values["occupant"]), state.values["next"]
 
 
-def draw(problem: Problem, conditioning: Conditioning, found: Sequence[Found]) -> Tensor:
-    """The images of found noises (B, 3, H, W)."""
-    noises = [one.noise.to(problem.device) for one in found if one.noise is not None]
-    return problem.generate(conditioning, [one.seed for one in found], torch.stack(noises) if noises else None)
+def draw(problem: Problem, conditioning: Conditioning, found: Sequence[Found], clean: bool = False) -> Tensor:
+    """The images (B, 3, H, W) of found latents; of the seeds, where nothing is found yet.
+
+    Args:
+        clean: the latents are clean ones and not noise, see ``Method``.
+    """
+    latents = [one.noise.to(problem.device) for one in found if one.noise is not None]
+    if clean and latents:
+        images = decoded(problem, torch.stack(latents))
+        if len(latents) == len(found):
+            return images
+        there = [row for row, one in enumerate(found) if one.noise is not None]
+        absent = [row for row, one in enumerate(found) if one.noise is None]
+        others = draw(problem, conditioning[absent], [found[row] for row in absent])
+        return torch.cat([images, others])[torch.tensor([*there, *absent]).argsort()]
+    return problem.generate(conditioning, [one.seed for one in found], torch.stack(latents) if latents else None)
+
+
+@torch.no_grad()
+def decoded(problem: Problem, latents: Tensor) -> Tensor:
+    """Clean latents (B, *latent) to images (B, 3, H, W), in micro-batches."""
+    with blaming(problem.backend.label):
+        return problem.retrying(
+            lambda size: torch.cat([problem.backend.decode(latents[rows]) for rows in split(len(latents), size)])
+        )

@@ -20,6 +20,7 @@ from t2ialign.problem.problem import Problem
 from t2ialign.storage import files
 from t2ialign.tensors.batching import image_tolerance
 from t2ialign_reno.archive import Archive
+from t2ialign_reno.config import ImageSearchConfig
 from t2ialign_reno.engine import draw
 from t2ialign_reno.searches import Found, Item
 
@@ -27,13 +28,16 @@ CHECKED = 4
 Delivered = dict[Item, Found]
 
 
-def export_images(problem: Problem, archive: Archive, delivered: Delivered, layout: str | None, folder: Path) -> None:
+def export_images(
+    problem: Problem, archive: Archive, delivered: Delivered, layout: str | None, folder: Path, clean: bool = False
+) -> None:
     """Write ``folder``: ``images/<item>/`` with the best start of every finished image, summary, layout, README.
 
     Args:
         archive: where finished searches lie.
         delivered: the finished images, each with the best of its searches.
         layout: name of a benchmark's layout to write too, if any.
+        clean: what was found are clean latents and not noise.
 
     Raises:
         ExportError: nothing is finished yet.
@@ -47,12 +51,12 @@ def export_images(problem: Problem, archive: Archive, delivered: Delivered, layo
     files.write_json(folder / "summary.json", summary)
     if layout:
         write_layout(problem, delivered, layout, folder)
-    (folder / "README.md").write_text(card(problem, delivered, summary), encoding="utf-8")
+    (folder / "README.md").write_text(card(problem, delivered, summary, clean), encoding="utf-8")
 
 
 @torch.no_grad()
-def check_noise(problem: Problem, delivered: Delivered, folder: Path) -> str:
-    """Every exported noise is the one that was found. Some images are drawn from them again, and compared.
+def check_latents(problem: Problem, delivered: Delivered, folder: Path, clean: bool = False) -> str:
+    """Every exported tensor is the one that was found. Some images are drawn from them again, and compared.
 
     An image depends on its batch within rounding, so that pictures are reported and not judged.
 
@@ -60,21 +64,23 @@ def check_noise(problem: Problem, delivered: Delivered, folder: Path) -> str:
         One line for README.md.
 
     Raises:
-        ExportError: names the file whose noise is another one.
+        ExportError: names the file whose latents are others.
     """
     for item, found in delivered.items():
         file = folder / "images" / item.name / "latents.safetensors"
         if found.noise is not None and not torch.equal(load_file(file)["latents"][0], found.noise.cpu()):
-            raise ExportError(f"{file.relative_to(folder)} does not hold the noise that was found")
+            what = "latents that were" if clean else "noise that was"
+            raise ExportError(f"{file.relative_to(folder)} does not hold the {what} found")
     some = list(delivered.items())[:CHECKED]
-    drawn = draw(problem, problem.conditioning[[item.row for item, _ in some]], [found for _, found in some]).cpu()
+    conditioning = problem.conditioning[[item.row for item, _ in some]]
+    drawn = draw(problem, conditioning, [found for _, found in some], clean).cpu()
     saved = torch.stack([_read_png(folder / "images" / item.name / "best.png") for item, _ in some])
     difference = max(0.0, (drawn - saved).abs().max().item() - 0.5 / 255)
     tolerance = image_tolerance(problem.backend.config.dtype, problem.device)
     verdict = "within" if difference <= tolerance else "MORE than"
     return (
-        f"every saved noise is the one that was found; {len(some)} images drawn again differ by at most"
-        f" {difference:.1e} beyond eight-bit rounding, {verdict} the {tolerance:g} that rounding explains"
+        f"every saved {'latent' if clean else 'noise'} is the one that was found; {len(some)} images drawn again differ"
+        f" by at most {difference:.1e} beyond eight-bit rounding, {verdict} the {tolerance:g} that rounding explains"
     )
 
 
@@ -111,26 +117,29 @@ def write_layout(problem: Problem, delivered: Delivered, name: str, folder: Path
         (target / path).write_text(text, encoding="utf-8")
 
 
-def card(problem: Problem, delivered: Delivered, summary: dict) -> str:
+def card(problem: Problem, delivered: Delivered, summary: dict, clean: bool = False) -> str:
     """README.md of an export."""
     spec = problem.spec
     held_out = ", ".join(r.name for r in spec.rewards if not r.mix.weight) or "none"
     item = next(iter(delivered))
-    code = problem.backend.noise_snippet(
-        problem.prompts[item.row], f"images/{item.name}/latents.safetensors", problem.sampler
-    )
+    file = f"images/{item.name}/latents.safetensors"
+    code = "" if clean else problem.backend.noise_snippet(problem.prompts[item.row], file, problem.sampler)
+    what = "the clean latents of the best image, before the decoder" if clean else "the noise of the best image"
+    alone = "prompt and its latents" if clean else "prompt and its noise"
+    assert isinstance(spec.optimizer_config, ImageSearchConfig)
+    iterations = spec.optimizer_config.iterations(spec)
     snippet = (
         f"\nThe first image from its saved noise, without t2ialign:\n\n```python\n{code.strip()}\n```\n" if code else ""
     )
     text = f"""# {spec.name}
 
 {len(delivered):,} images of `{problem.backend.info.base_model}`, found by t2ialign's `{spec.optimizer.kind}` in
-{spec.run.steps} iterations per search. No weight was changed: an image is its prompt and its noise.
+{iterations} iterations per search. No weight was changed: an image is its {alone}.
 
 | folder `images/<prompt>-<image>/` | |
 |---|---|
 | `initial.png`, `best.png` | the image of the first noise, and the one that the optimised rewards like most |
-| `latents.safetensors` | the noise of the best image, `latents`, float32 |
+| `latents.safetensors` | {what}, `latents`, float32 |
 | `trajectory.jsonl` | rewards and norms, one line per iteration |
 | `search.json` | prompt, seeds, rewards of both images |
 

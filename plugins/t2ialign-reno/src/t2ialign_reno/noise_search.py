@@ -1,4 +1,4 @@
-"""What ``reno`` and ``image-select`` share: which images a run delivers, and what becomes of a finished search."""
+"""What searches for images share: which images a run delivers, and what becomes of a finished search."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from t2ialign.tensors.distributed import World
 from t2ialign_reno.archive import Archive, finite
 from t2ialign_reno.config import chosen_sampler
 from t2ialign_reno.engine import Engine, Method, Watch, draw
-from t2ialign_reno.export import check_noise, export_images
+from t2ialign_reno.export import check_latents, export_images
 from t2ialign_reno.searches import Found, Item, Search, searches_of
 
 
 class NoiseSearch(Optimizer):
-    """An optimizer whose result is noise, and so images, for the run's own prompts.
+    """An optimizer whose result is noise (or clean latents), and so images, for the run's own prompts.
 
     The images that a run delivers are ``prompts.images_per_prompt`` of every prompt, at the initial noises by which
     they are evaluated: the evaluation looks them up and compares each with the base's image of the same noise. Any
@@ -50,7 +50,7 @@ class NoiseSearch(Optimizer):
             self._temporary = TemporaryDirectory()
         self.archive = Archive(problem.output or Path(self._temporary.name))
         self.second: Problem | None = None
-        if table := self.config.second_sampler:
+        if table := getattr(self.config, "second_sampler", None):
             chosen = chosen_sampler(table)
             self.second = replace(problem, sampler=chosen.build(problem.device))
         watch = self._save_iterations if self.config.save_iterations else None
@@ -59,8 +59,14 @@ class NoiseSearch(Optimizer):
     def _engine(
         self, conditioning: Conditioning, searches: Sequence[Search], world: World | None, watch: Watch | None
     ) -> Engine:
-        slots, patience = self.config.slots(self.problem.spec), self.config.patience
-        return Engine(self.problem, self.method(), conditioning, searches, slots, patience, world, watch)
+        config, spec = self.config, self.problem.spec
+        slots, iterations = config.slots(spec), config.iterations(spec)
+        return Engine(
+            self.problem, self.method(), conditioning, searches, slots, config.patience, world, watch, iterations
+        )
+
+    def _draw(self, conditioning: Conditioning, found: Sequence[Found]) -> Tensor:
+        return draw(self.problem, conditioning, found, self.engine.method.clean)
 
     def step(self, index: int) -> StepResult:
         """One iteration of the running searches; nothing once all have ended (early stops leave steps over)."""
@@ -76,7 +82,7 @@ class NoiseSearch(Optimizer):
         conditioning = problem.conditioning[[one.search.item.row for one in found]]
         pictures = {
             "initial": problem.generate(conditioning, [one.search.seed for one in found]),
-            "best": draw(problem, conditioning, found),
+            "best": self._draw(conditioning, found),
         }
         scores = {
             name: problem.rewards.score(batch, conditioning.prompts, micro_batch=problem.micro_batch)
@@ -111,7 +117,7 @@ class NoiseSearch(Optimizer):
         if unknown:
             searches = searches_of(list(unknown.values()), self.starts, self.problem.spec.run.seed)
             found |= best_by_item(self._engine(conditioning, searches, None, None).run())
-        return draw(self.problem, conditioning, [found[key] for key in keys])
+        return self._draw(conditioning, [found[key] for key in keys])
 
     def best(self, searches: Sequence[Search]) -> Found:
         """The best of the starts of one of the run's images, whether they have ended, are running or are to come."""
@@ -125,10 +131,11 @@ class NoiseSearch(Optimizer):
         self.engine.load_state(state)
 
     def export(self, folder: Path) -> None:
-        export_images(self.problem, self.archive, self.finished(), self.config.layout, folder)
+        clean = self.engine.method.clean
+        export_images(self.problem, self.archive, self.finished(), self.config.layout, folder, clean)
 
     def check(self, folder: Path) -> str:
-        return check_noise(self.problem, self.finished(), folder)
+        return check_latents(self.problem, self.finished(), folder, self.engine.method.clean)
 
     def finished(self) -> dict[Item, Found]:
         """The run's images all of whose searches have ended, each with the best of them."""

@@ -12,6 +12,7 @@ def t2ialign_optimizers(register: Register) -> None:
         "t2ialign_reno.reno:Reno",
         config=RenoConfig,
         summary="gradient ascent on the initial noise of a one-step model (ReNO); delivers images",
+        provides={"search"},
         requires={
             "backend": {"differentiable", "one-step"},
             "sampler": {"differentiable"},
@@ -23,4 +24,5 @@ def t2ialign_optimizers(register: Register) -> None:
         "t2ialign_reno.image_select:ImageSelect",
         config=ImageSelectConfig,
         summary="best of n noises by reward, for any model and reward; delivers images",
+        provides={"search"},
     )
