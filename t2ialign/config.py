@@ -219,6 +219,11 @@ class RunConfig(Config):
     trackers: list[TrackerName] = Field(
         [], description="where else metrics, images and tables go; each has options in [trackers.<name>]"
     )
+    timeout: float = Field(
+        3600.0,
+        gt=0,
+        description="seconds that the ranks of a run wait for each other before they give up: longer than any step",
+    )
     nonfinite: Literal["stop", "drop"] = Field(
         "stop", description="a NaN or infinite score stops the run, or only that sample is left out"
     )

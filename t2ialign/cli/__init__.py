@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -13,6 +14,7 @@ from t2ialign.cli import authoring, inspecting, reporting, results, running, ser
 from t2ialign.cli.score import score
 from t2ialign.cli.studies.bench import bench
 from t2ialign.errors import T2IAlignError, culprit
+from t2ialign.ranks import stops
 
 app = typer.Typer(
     name="t2ialign",
@@ -56,19 +58,30 @@ def _options(
     """Align text-to-image models with rewards."""
 
 
+def _is_told(error: Exception) -> bool:
+    """Whether another rank of a run tells of this error: of what all know, one; before they met, one a machine."""
+    silent = getattr(error, "silent", None)
+    return os.environ.get("LOCAL_RANK", "0") != "0" if silent is None else silent
+
+
 def main() -> None:
     """Entry point: errors that a user can fix are one message and an exit code, never a traceback."""
     wants_traceback = "--traceback" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--traceback"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's stop is a Ctrl-C
+    for number in stops.NUMBERS:
+        signal.signal(number, signal.default_int_handler)  # a cluster's stop is a Ctrl-C
     try:
         app()
     except Exception as error:
+        if _is_told(error):
+            sys.exit(getattr(error, "exit_code", 1))
         who = culprit(error)
         if not isinstance(error, T2IAlignError) and who is None:
             raise  # a bug of ours
         if wants_traceback:
             traceback.print_exc()
+        elif trace := getattr(error, "trace", ""):  # of another rank, whose own output may be elsewhere
+            typer.echo(trace, err=True)
         message = str(error) if isinstance(error, T2IAlignError) else f"{who} failed: {type(error).__name__}: {error}"
         typer.echo(f"error: {message}", err=True)
         if not (isinstance(error, T2IAlignError) or wants_traceback):

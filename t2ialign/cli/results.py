@@ -42,9 +42,14 @@ def sample(
         raise UsageError("--prompt and --prompts exclude each other")
     wanted: Sequence[str] = prompt or (read(prompt_file) if prompt_file else parsed.evaluation_prompts())
     quiet_libraries()
+    from t2ialign.ranks.world import join
     from t2ialign.run import sample as sampling
 
-    paths = sampling.sample(parsed, wanted[:limit], count, seed, lora, out)
+    world = join(parsed.run.timeout)
+    with world.together():
+        paths = sampling.sample(parsed, wanted[:limit], count, seed, lora, out, world)
+    if not world.is_main:
+        return
     shown = f"the first {sampling.SHOWN} of " if max(len(wanted[:limit]), count) > sampling.SHOWN else ""
     where = f"in {out}; grid.png shows {shown}them, grid.txt has its prompts"
     typer.echo(f"{len(paths)} images of {len(wanted[:limit])} prompts {where}")
@@ -68,10 +73,15 @@ def eval_(
     from t2ialign.run import finish, runner
     from t2ialign.run.display import Display
 
-    display = Display()
-    run_dir, problem, optimizer = runner.restore(run, step, display)
-    summary = finish.evaluate_run(run_dir, problem, optimizer, display, others)
-    report.write(run_dir)
+    world = runner.join_of(run)
+    display = Display(quiet=not world.is_main)
+    with world.together():
+        run_dir, problem, optimizer = runner.restore(run, step, display)
+        summary = finish.evaluate_run(run_dir, problem, optimizer, display, others)
+        if world.is_main:
+            report.write(run_dir)
+    if not world.is_main:
+        return
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return
@@ -98,9 +108,15 @@ def export(
         raise UsageError(f"{out} exists; choose another --out")
     quiet_libraries()
     from t2ialign.run import finish, runner
+    from t2ialign.run.display import Display
 
-    optimizer = runner.restore(run, step, overrides=[f"export.formats={json.dumps(formats)}"] if formats else ())[2]
-    finish.write_export(optimizer, out)
-    typer.echo(f"wrote {out}")
-    finish.check_export(optimizer, out)
-    typer.echo("checked")
+    world = runner.join_of(run)
+    display = Display(quiet=not world.is_main)
+    overrides = [f"export.formats={json.dumps(formats)}"] if formats else ()
+    with world.together():
+        optimizer = runner.restore(run, step, display, overrides)[2]
+        finish.write_export(optimizer, out)
+        display.say(f"wrote {out}")
+        world.meet()  # what is checked is there
+        finish.check_export(optimizer, out)
+        display.say("checked")

@@ -65,16 +65,25 @@ def score(
     from t2ialign.run.display import Display
     from t2ialign.storage import files as output
     from t2ialign.tensors.distributed import device as resolve_device
+    from t2ialign.tensors.distributed import join
 
     quiet_libraries()
-    display = Display()
+    world = join()
+    display = Display(quiet=not world.is_main)
     for part in chosen:
         for remark in part.config.remarks(texts or []):
             display.say(f"note: reward '{part.name}': {remark}")
-    place = resolve_device(device)
-    rewards = {part.name: part.build(place) for part in chosen}
-    with display.bar("scoring", len(files)) as bar:
-        result = scoring.score_images(files, texts, rewards, batch, bar.advance)
+    with world.together():
+        place = resolve_device(device)
+        rewards = {part.name: part.build(place) for part in chosen}
+        share = -(-len(files) // world.size)
+        mine = slice(world.rank * share, (world.rank + 1) * share)
+        with display.bar("scoring", len(files[mine])) as bar:
+            own = scoring.score_images(files[mine], texts and texts[mine], rewards, batch, bar.advance)
+        results = world.send(own)
+    if not world.is_main:
+        return
+    result = scoring.joined(results)
     if json_file is not None:
         settings = {
             "images": str(images),

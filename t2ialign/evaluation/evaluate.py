@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ from t2ialign.evaluation.drift import alarms
 from t2ialign.evaluation.image_statistics import STATISTICS, image_statistics
 from t2ialign.evaluation.statistics import category_of, compare, summarise
 from t2ialign.problem.optimizer import Optimizer
-from t2ialign.problem.problem import Problem
+from t2ialign.problem.problem import Generate, Problem
 from t2ialign.spec.prompts import Prompt, data_of
 from t2ialign.storage import files, images
 from t2ialign.tensors import seeding
 from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
+from t2ialign.tensors.distributed import World
 
-Generate = Callable[[Conditioning, Sequence[int]], Tensor]
 Scores = dict[str, Tensor]
 Cost = dict[str, float]
 PAIRS = 8
@@ -74,28 +75,36 @@ def score(
 ) -> dict[str, Scores]:
     """Generate and score all items in micro-batches, every variant on the same ones.
 
+    All ranks call this together. Each draws and scores a share of the prompts, with all their images; the shares are
+    equally large, so that the last ranks may do some prompts again, whose results are dropped.
+
     Args:
         variants: name -> how it draws images.
-        folder: where to write the images as PNG, a folder per variant, if anywhere.
-        tick: called with the number of images done since the last call.
+        folder: where rank 0 writes the images as PNG, a folder per variant, if anywhere; all ranks know of it.
+        tick: called on every rank, equally often, with the number of images that all ranks have done since.
         kept: reference images by their seeds, for the next call on the same items.
 
     Returns:
-        variant -> reward, and image statistic as "image/..." -> raw scores (images,), on the CPU.
+        variant -> reward, and image statistic as "image/..." -> raw scores (images,), on the CPU of every rank.
     """
+    world, per_prompt = problem.world, wanted.per_prompt
     distinct = list(dict.fromkeys(wanted.prompts))
     conditioning = problem.encode(distinct)
     row_of = {prompt: row for row, prompt in enumerate(distinct)}
     parts: dict[str, list[Scores]] = {name: [] for name in variants}
-    per_prompt = wanted.per_prompt
-    for rows in split(len(wanted.prompts), per_prompt * max(1, problem.micro_batch // per_prompt)):  # whole prompts
-        prompts, seeds = wanted.prompts[rows], wanted.seeds[rows]
+    lines = len(wanted.prompts) // per_prompt
+    mine = world.mine(lines)
+    for chunk in split(len(mine), max(1, world.least(problem.micro_batch) // per_prompt)):  # whole prompts
+        rows = [line * per_prompt + number for line in mine[chunk] for number in range(per_prompt)]
+        prompts, seeds = [wanted.prompts[row] for row in rows], [wanted.seeds[row] for row in rows]
         part = conditioning[[row_of[prompt] for prompt in prompts]]
         # One row serves a text that stands twice; each keeps what its own line knows.
         texts = [Prompt(text, data_of(own)) for text, own in zip(part.prompts, prompts, strict=True)]
         references = (kept or {}).get(tuple(seeds)) or problem.references(part, seeds)
         if kept is not None:
             kept[tuple(seeds)] = references
+        firsts = [rank * len(mine) + chunk.start for rank in range(world.size)]
+        new = [max(0, min(len(mine[chunk]), lines - first)) * per_prompt for first in firsts]  # of every rank
         for name, generate in variants.items():
             batch = generate(part, seeds)
             # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
@@ -105,11 +114,12 @@ def score(
             parts[name].append({reward: values.cpu() for reward, values in scores.items()})
             if folder is not None:
                 told = problem.rewards.explain(batch, texts, references)
-                _save(batch, prompts, seeds, told, folder / name, rows.start)
-            tick(len(prompts))
+                _save(world, _encoded(batch[: new[world.rank]], prompts, seeds, told), rows[0], folder / name)
+            tick(sum(new))
     return {
         name: {
-            reward: torch.cat([part[reward] for part in chunks]) for reward in [*problem.rewards.reported, *STATISTICS]
+            reward: world.collect(torch.cat([part[reward] for part in chunks]), len(wanted.prompts))
+            for reward in [*problem.rewards.reported, *STATISTICS]
         }
         for name, chunks in parts.items()
     }
@@ -142,20 +152,25 @@ def summary_of(problem: Problem, scores: Mapping[str, Scores], wanted: Items) ->
     return summary
 
 
-def _save(
-    batch: Tensor,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    told: Mapping[str, Sequence[str]],
-    folder: Path,
-    first: int,
-) -> None:
-    folder.mkdir(exist_ok=True)
-    for offset, image in enumerate(batch):
-        texts = {"prompt": prompts[offset], "seed": str(seeds[offset])}
+def _encoded(
+    batch: Tensor, prompts: Sequence[str], seeds: Sequence[int], told: Mapping[str, Sequence[str]]
+) -> list[bytes]:
+    """PNG files of some images, with what is known of each."""
+    files = []
+    for row, image in enumerate(batch):
+        texts = {"prompt": prompts[row], "seed": str(seeds[row])}
         if told:
-            texts["explanations"] = json.dumps({name: words[offset] for name, words in told.items()})
-        images.save_png(image, folder / f"{first + offset:05d}.png", texts)
+            texts["explanations"] = json.dumps({name: words[row] for name, words in told.items()})
+        files.append(images.png(image, texts))
+    return files
+
+
+def _save(world: World, pictures: Sequence[bytes], first: int, folder: Path) -> None:
+    """Rank 0 writes what all ranks drew; ``first`` is the place of this rank's first picture."""
+    for start, batch in world.send((first, pictures)):
+        folder.mkdir(exist_ok=True)
+        for offset, picture in enumerate(batch):
+            files.write_bytes(folder / f"{start + offset:05d}.png", picture)
 
 
 @torch.no_grad()
@@ -175,6 +190,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate base and tuned and write ``folder``: images, per-image scores, pairs picture, summary.json, table.md.
 
+    All ranks share the work, and rank 0 writes.
+
     Args:
         samplers: further variants by name: the problem, tuned weights included, with another sampler.
     """
@@ -182,28 +199,33 @@ def evaluate(
 
     variants: dict[str, Generate] = {"base": base_of(problem), "tuned": optimizer.generate}
     variants |= {name: other.generate for name, other in (samplers or {}).items()}
-    with files.new_folder(folder) as new:
-        target = new if problem.spec.evaluation.save_images else None
-        scores = score(problem, variants, wanted, target, tick)
+    main = problem.world.is_main
+    with files.new_folder(folder) if main else nullcontext(folder) as new:
+        scores = score(problem, variants, wanted, new if problem.spec.evaluation.save_images else None, tick)
         summary = summary_of(problem, scores, wanted)
         if samplers:
             summary["cost"] = {name: cost(problem, generate, wanted) for name, generate in variants.items()}
-        files.write_json(new / "summary.json", summary)
-        (new / "table.md").write_text(table(summary), encoding="utf-8")
-        with (new / "scores.jsonl").open("w", encoding="utf-8") as stream:
-            for row, (prompt, seed) in enumerate(zip(wanted.prompts, wanted.seeds, strict=True)):
-                line: dict[str, Any] = {"prompt": prompt, "seed": seed}
-                if data := data_of(prompt):
-                    line["data"] = data
-                line |= {v: {n: _number(s[n][row]) for n in problem.rewards.reported} for v, s in scores.items()}
-                stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         spread = torch.linspace(0, len(wanted.prompts) - 1, min(PAIRS, len(wanted.prompts))).long().tolist()
         prompts, seeds = [wanted.prompts[i] for i in spread], [wanted.seeds[i] for i in spread]
         conditioning = problem.encode(prompts)
-        pair_rows = [generate(conditioning, seeds) for generate in variants.values()]
-        texts = {"prompts": "\n".join(prompts)}
-        images.save_png(images.grid(pair_rows, list(variants)), new / "pairs.png", texts)
+        pairs = [problem.dealt(generate, conditioning, seeds) for generate in variants.values()]
+        if main:
+            files.write_json(new / "summary.json", summary)
+            (new / "table.md").write_text(table(summary), encoding="utf-8")
+            _write_scores(problem, wanted, scores, new / "scores.jsonl")
+            texts = {"prompts": "\n".join(prompts)}
+            images.save_png(images.grid(pairs, list(variants)), new / "pairs.png", texts)
     return summary
+
+
+def _write_scores(problem: Problem, wanted: Items, scores: Mapping[str, Scores], file: Path) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        for row, (prompt, seed) in enumerate(zip(wanted.prompts, wanted.seeds, strict=True)):
+            line: dict[str, Any] = {"prompt": prompt, "seed": seed}
+            if data := data_of(prompt):
+                line["data"] = data
+            line |= {v: {n: _number(s[n][row]) for n in problem.rewards.reported} for v, s in scores.items()}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _number(value: Tensor) -> float | None:

@@ -76,6 +76,12 @@ def score_images(
     return result
 
 
+def joined(results: Sequence[Result]) -> Result:
+    """Of several ranks' images, in their order."""
+    skipped = {path: reason for one in results for path, reason in one.skipped.items()}
+    return Result([item for one in results for item in one.scored], skipped)
+
+
 def _load(path: Path, prompt: str | None) -> tuple[Tensor, str] | str:
     """Image and prompt, or why there is none."""
     try:

@@ -31,6 +31,8 @@ from t2ialign.tensors.distributed import World
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+#: Draws one image for every row of a conditioning and its seed.
+Generate = Callable[[Conditioning, Sequence[int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,19 @@ class Problem:
             return self.render(conditioning[rows], seeds[rows], None if noise is None else noise[rows])
 
         return self.retrying(lambda size: torch.cat([part(rows) for rows in split(len(conditioning), size)]))
+
+    @torch.no_grad()
+    def dealt(
+        self,
+        generate: Callable[[Conditioning, Sequence[int]], Tensor],
+        conditioning: Conditioning,
+        seeds: Sequence[int],
+    ) -> Tensor:
+        """``generate``'s images (B, 3, H, W) on every rank, each of them drawn by one; all ranks call this together."""
+        mine = self.world.mine(len(seeds))
+        if self.world.size == 1:
+            return generate(conditioning, seeds)
+        return self.world.collect(generate(conditioning[mine], [seeds[row] for row in mine]), len(seeds))
 
     @torch.no_grad()
     def rollout(

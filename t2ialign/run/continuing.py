@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "run.keep_checkpoints",
     "run.stop_on_drift",
     "run.trackers",
+    "run.timeout",
     "evaluation.",
     "samples.",
     "export.",

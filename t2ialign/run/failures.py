@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from t2ialign.errors import PartError, T2IAlignError, culprit
+from t2ialign.ranks.world import PeerFailed
 from t2ialign.storage import files
+
+
+class Interrupted(T2IAlignError):
+    """The user (or the cluster) asked the run to stop; what was done is kept. All ranks raise it together."""
+
+    exit_code = 130
+    agreed = True
 
 
 def told(error: Exception, when: str = "") -> str:
@@ -21,11 +29,12 @@ def told(error: Exception, when: str = "") -> str:
 
 def keep_tracebacks(run: Path, errors: Sequence[Exception]) -> str:
     """Write where some exceptions come from into a run directory; gives the sentence that says so, or nothing."""
-    unknown = [error for error in errors if not isinstance(error, T2IAlignError)]
+    unknown = ["".join(traceback.format_exception(error)) for error in errors if not isinstance(error, T2IAlignError)]
+    unknown += [error.trace for error in errors if isinstance(error, PeerFailed) and error.trace]
     if not unknown:
         return ""
     path = run / "traceback.txt"
-    files.write_text(path, "\n".join("".join(traceback.format_exception(error)) for error in unknown))
+    files.write_text(path, "\n".join(unknown))
     return f"\nThe traceback is in {path}"
 
 

@@ -10,9 +10,10 @@ from t2ialign.errors import ExportError, T2IAlignError
 from t2ialign.evaluation.evaluate import evaluate
 from t2ialign.problem.optimizer import Optimizer
 from t2ialign.problem.problem import Problem
+from t2ialign.ranks.world import PeerFailed
 from t2ialign.report import page as report
 from t2ialign.run.display import Display
-from t2ialign.run.failures import keep_tracebacks, told
+from t2ialign.run.failures import Interrupted, keep_tracebacks, told
 from t2ialign.spec.model import Chosen
 from t2ialign.storage import files
 from t2ialign.storage.run_directory import RunDir
@@ -21,22 +22,37 @@ UNCHECKED = "UNCHECKED.txt"
 
 
 class Unfinished(T2IAlignError):
-    """Something at the end of a run failed; everything else was done."""
+    """Something at the end of a run failed; everything else was done. All ranks raise it together."""
+
+    agreed = True
 
 
-def finish(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display) -> None:
+def finish(
+    run: RunDir, problem: Problem, optimizer: Optimizer, display: Display, pause: Callable[[], None] = lambda: None
+) -> None:
     """Export, check, evaluation, report, each whatever happened to the others; done again after a kill.
+
+    All ranks share the work; rank 0 writes.
+
+    Args:
+        pause: called where all ranks can leave the work.
 
     Raises:
         Unfinished: names every stage that failed.
     """
-    folder = run.path / "export"
+    folder, world = run.path / "export", problem.world
     failures: dict[str, Exception] = {}
 
     def attempt(stage: str, action: Callable[[], object]) -> bool:
+        pause()
         try:
-            action()
+            with world.together():
+                action()
+        except Interrupted:
+            raise
         except Exception as error:  # raised again once the other stages are done
+            if isinstance(error, PeerFailed) and error.lost:
+                raise
             failures[stage] = error
             display.say(f"{stage} failed: {told(error)}")
         return stage not in failures
@@ -45,16 +61,19 @@ def finish(run: RunDir, problem: Problem, optimizer: Optimizer, display: Display
     if attempt("export", lambda: write_export(optimizer, folder)):
         display.say("checking the export")
         attempt("check of the export", lambda: check_export(optimizer, folder))
-        for line in [*run.remarks(), *(_told(change) for change in run.changes())]:
+        for line in [*run.remarks(), *(_told(change) for change in run.changes())] if world.is_main else ():
             _add_to_card(folder, f"Note: {line}.")
-    attempt("evaluation", lambda: _warn(folder, evaluate_run(run, problem, optimizer, display)))
-    attempt("report", lambda: report.write(run))
-    run.record(finished=None if failures else run.newest_step())
+    attempt("evaluation", lambda: evaluate_run(run, problem, optimizer, display, pause=pause, card=folder))
+    attempt("report", lambda: report.write(run) if world.is_main else None)
+    if world.is_main:
+        run.record(finished=None if failures else run.newest_step())
     if failures:
         lines = [f"the run is done, but not all of its end: {run.path}"]
         lines += [f"  {stage}: {told(error)}" for stage, error in failures.items()]
         causes = list(failures.values())
-        raise Unfinished("\n".join(lines) + keep_tracebacks(run.path, causes)) from causes[0]
+        lines.append(f"once it is mended, its end is done again by: t2ialign resume {run.path}")
+        traces = keep_tracebacks(run.path, causes) if world.is_main else ""
+        raise Unfinished("\n".join(lines) + traces) from causes[0]
 
 
 def _told(change: Mapping[str, Any]) -> str:
@@ -63,6 +82,8 @@ def _told(change: Mapping[str, Any]) -> str:
 
 def write_export(optimizer: Optimizer, folder: Path) -> None:
     """Write what the optimizer delivers into ``folder``, whole or not at all; marked until it is checked."""
+    if not optimizer.problem.world.is_main:
+        return
     with files.new_folder(folder) as new:
         optimizer.export(new)
         (new / UNCHECKED).write_text("These files were written, but not yet checked.\n", encoding="utf-8")
@@ -75,26 +96,22 @@ def check_export(optimizer: Optimizer, folder: Path) -> None:
         ExportError: the files are not right.
         Exception: whatever kept the check from its end.
     """
+    world = optimizer.problem.world
     try:
-        line = optimizer.check(folder)
+        with world.together():
+            line = optimizer.check(folder)
     except Exception as error:
-        wrong = isinstance(error, ExportError)
-        reason = f"{'' if wrong else f'{type(error).__name__}: '}{error}"
-        verdict = "found these files wrong" if wrong else "did not get through"
-        files.write_text(folder / UNCHECKED, f"The check {verdict}: {reason}\n")
-        _add_to_card(folder, f"**Unchecked**: the check of these files {verdict}: {reason}")
+        if world.is_main:
+            wrong = isinstance(error, ExportError)
+            reason = f"{'' if wrong else f'{type(error).__name__}: '}{error}"
+            verdict = "found these files wrong" if wrong else "did not get through"
+            files.write_text(folder / UNCHECKED, f"The check {verdict}: {reason}\n")
+            _add_to_card(folder, f"**Unchecked**: the check of these files {verdict}: {reason}")
         raise
-    (folder / UNCHECKED).unlink()
-    if line:
-        _add_to_card(folder, f"Checked: {line}.")
-
-
-def _warn(folder: Path, summary: Mapping[str, Any]) -> None:
-    """What the evaluation found drifting goes into the card."""
-    if summary["drift"] and folder.is_dir():
-        _add_to_card(
-            folder, f"**Drift**, tuned against base: {', '.join(found['words'] for found in summary['drift'])}."
-        )
+    if world.is_main:
+        (folder / UNCHECKED).unlink()
+        if line:
+            _add_to_card(folder, f"Checked: {line}.")
 
 
 def _add_to_card(folder: Path, line: str) -> None:
@@ -109,12 +126,26 @@ def evaluate_run(
     optimizer: Optimizer,
     display: Display,
     samplers: Mapping[str, Chosen] | None = None,
+    pause: Callable[[], None] = lambda: None,
+    card: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the run's ``evaluation`` folder; further samplers are variants beside base and tuned."""
+    """Write the run's ``evaluation`` folder; further samplers are variants beside base and tuned.
+
+    Args:
+        pause: called where all ranks can leave the work.
+        card: an export's folder, whose card shall say what drifts.
+    """
     others = {name: problem.with_sampler(chosen) for name, chosen in (samplers or {}).items()}
     total = (2 + len(others)) * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
     with display.bar("evaluating " + ", ".join(["base", "tuned", *others]), total) as bar:
-        summary = evaluate(problem, optimizer, run.path / "evaluation", bar.advance, others)
-    if summary["drift"]:
-        display.say(f"drift, tuned against base: {', '.join(found['words'] for found in summary['drift'])}")
+
+        def tick(count: int) -> None:
+            pause()
+            bar.advance(count)
+
+        summary = evaluate(problem, optimizer, run.path / "evaluation", tick, others)
+    if drift := ", ".join(found["words"] for found in summary["drift"]):
+        display.say(f"drift, tuned against base: {drift}")
+        if card and card.is_dir() and problem.world.is_main:
+            _add_to_card(card, f"**Drift**, tuned against base: {drift}.")
     return summary

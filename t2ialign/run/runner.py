@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,11 +20,13 @@ from t2ialign.evaluation.schedule import schedule
 from t2ialign.problem.checks import batch_independence, first_images
 from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
 from t2ialign.problem.problem import Problem, assemble
+from t2ialign.ranks import stops
+from t2ialign.ranks.world import PeerFailed
 from t2ialign.remarks.collect import all_prompts, remarks
 from t2ialign.run import checks
 from t2ialign.run.continuing import spec_to_continue
 from t2ialign.run.display import Display
-from t2ialign.run.failures import explained
+from t2ialign.run.failures import Interrupted, explained
 from t2ialign.run.finish import finish
 from t2ialign.run.machine import peak_memory
 from t2ialign.run.tracking import Tracking
@@ -38,24 +39,21 @@ from t2ialign.tensors import distributed
 from t2ialign.tensors.state import State
 from t2ialign.trackers.follow import followed
 
-
-class Interrupted(T2IAlignError):
-    """The user (or the cluster) asked the run to stop; a checkpoint was written."""
-
-    exit_code = 130
+RESUME = "t2ialign resume"
 
 
 def start(spec: Spec, display: Display | None = None) -> RunDir:
     """Run a spec from step 0 in a new run directory."""
-    world = distributed.join()
-    run = RunDir(Path(world.share(str(RunDir.create(spec).path) if world.is_main else "")))
-    try:
-        with owned(run.path) if world.is_main else nullcontext():
-            return _go(run, spec, world, display)
-    except UsageError:  # something that only the loaded model could tell; a run that never began leaves nothing
-        if world.is_main and not run.metrics():
-            shutil.rmtree(run.path)
-        raise
+    world = distributed.join(spec.run.timeout)
+    with world.together():
+        run = RunDir(Path(world.share(str(RunDir.create(spec).path) if world.is_main else "")))
+        try:
+            with owned(run.path) if world.is_main else nullcontext():
+                return _go(run, spec, world, display)
+        except UsageError:  # something that only the loaded model could tell; a run that never began leaves nothing
+            if world.is_main and not run.metrics():
+                shutil.rmtree(run.path)
+            raise
 
 
 def resume(path: Path, display: Display | None = None, overrides: Sequence[str] = ()) -> RunDir:
@@ -67,16 +65,22 @@ def resume(path: Path, display: Display | None = None, overrides: Sequence[str] 
     Raises:
         UsageError: the spec was edited, a change does not continue the run, or another process is at it.
     """
-    run, world = RunDir.open(path), distributed.join()
-    with owned(run.path) if world.is_main else nullcontext():
-        saved = run.load_checkpoint()
+    run, world = RunDir.open(path), join_of(path, overrides)
+    with world.together(), owned(run.path) if world.is_main else nullcontext():
         if world.is_main:
-            spec_to_continue(run, saved[0] if saved else 0, overrides)
-        world.barrier()
-        if run.is_finished():
+            spec_to_continue(run, run.newest_step() or 0, overrides)
+        if world.share("finished" if world.is_main and run.is_finished() else ""):
             (display or Display(quiet=not world.is_main)).say(f"{path} is finished; --set run.steps=N goes on from it")
             return run
         return _go(run, run.spec(), world, display)
+
+
+def join_of(path: Path, overrides: Sequence[str] = ()) -> distributed.World:
+    """The ranks that work on a run, with its time-out; what is wrong with its spec is told later, by one of them."""
+    try:
+        return distributed.join(RunDir(path).spec(overrides).run.timeout)
+    except UsageError:
+        return distributed.join()
 
 
 def restore(
@@ -90,7 +94,8 @@ def restore(
     Raises:
         UsageError: the run has no checkpoint (of that step).
     """
-    run = RunDir.open(path)
+    run, world = RunDir.open(path), join_of(path)
+    display = display or Display(quiet=not world.is_main)
     saved = run.load_checkpoint(step)
     if saved is None:
         raise UsageError(f"{path} has no checkpoint yet")
@@ -98,7 +103,7 @@ def restore(
     spec = run.spec(overrides)
     if step is None and spec.run.keep == "best":
         saved = run.load_best() or saved
-    problem = assemble(spec, report=(display or Display()).say, output=run.output)
+    problem = assemble(spec, world, display.say, run.output)
     optimizer = load_optimizer(problem)
     optimizer.load_state(saved[1])
     return run, problem, optimizer
@@ -107,24 +112,33 @@ def restore(
 def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | None) -> RunDir:
     display = display or Display(quiet=not world.is_main)
     try:
-        return _loaded(run, spec, world, display)
+        with stops.watched(patient=world.size > 1), world.together():
+            return _loaded(run, spec, world, display)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; continue with: t2ialign resume {run.path}") from None
+    except PeerFailed as error:
+        if error.exit_code == PeerFailed.exit_code and RESUME not in str(error):
+            error.args = (f"{error}\ncontinue with: {RESUME} {run.path}",)
+        raise
 
 
 def _loaded(run: RunDir, spec: Spec, world: distributed.World, display: Display) -> RunDir:
+    def say(text: str) -> None:
+        stop_if_asked(world, run)
+        display.say(text)
+
     display.say(f"run directory: {run.path}")
     checkpoints.commits.update(run.revisions())
     early = _remark(spec, display)
     with explained(run.path, "while loading"):
-        problem = assemble(spec, world, display.say, run.output)
+        problem = assemble(spec, world, say, run.output)
         optimizer = load_optimizer(problem)
     if world.is_main:
         found = _remark(spec, display, early)
         run.record(revisions=dict(checkpoints.commits), remarks=list(dict.fromkeys([*run.remarks(), *found])))
-    saved = run.load_checkpoint()
+    newest = world.share(str(run.newest_step() or "") if world.is_main else "")
     first = 0
-    if saved is not None:
+    if saved := run.load_checkpoint(int(newest)) if newest else None:
         first, state = saved
         with explained(run.path, "while loading"), blaming(optimizer.label):
             optimizer.load_state(state)
@@ -132,14 +146,27 @@ def _loaded(run: RunDir, spec: Spec, world: distributed.World, display: Display)
     if world.is_main:
         run.rewind(first if saved else -1)
     trackers = spec.run.trackers if world.is_main else []
+    stop_if_asked(world, run)
     try:
         with followed(run.path, trackers, spec.trackers, display.say):
             _Loop(run, problem, optimizer, display).run(first)
     except RewardError as error:
-        if error.image is not None and world.is_main:
+        if error.image is not None:  # only the rank that drew it has it
             images.save_png(error.image, run.path / "nonfinite.png")
         raise
     return run
+
+
+def stop_if_asked(world: distributed.World, run: RunDir, done: int | None = None) -> None:
+    """Where all ranks can leave their work.
+
+    Raises:
+        Interrupted: one of them was asked to stop.
+    """
+    if asked := world.meet():
+        after = "" if done is None else f" after step {done}"
+        who = f" ({asked})" if world.size > 1 else ""
+        raise Interrupted(f"stopped{after}{who}; continue with: {RESUME} {run.path}")
 
 
 def _remark(spec: Spec, display: Display, told: Sequence[str] = ()) -> list[str]:
@@ -159,7 +186,7 @@ class _Loop:
         self.spec, self.main = problem.spec, problem.world.is_main
         self.plan = problem.spec.optimizer_config.plan(problem.spec)
         self.schedule = schedule(self.spec, self.plan)
-        self.tracking = Tracking(run, problem, optimizer, self.schedule) if self.schedule and self.main else None
+        self.tracking = Tracking(run, problem, optimizer, self.schedule) if self.schedule else None
         self.drifted = False
         self.tracked = ""
 
@@ -168,10 +195,9 @@ class _Loop:
             with explained(self.run_dir.path, "before step 1"):
                 with blaming(self.optimizer.label):
                     checks.state(self.optimizer)
-                if self.main:
-                    self._grid(0)
+                self._grid(0)
         self._track(first)
-        with _stop_requests() as stop, self.display.bar("step", self.plan.steps, first) as bar:
+        with stops.process.waiting(), self.display.bar("step", self.plan.steps, first) as bar:
             for index in range(self.plan.steps if self.drifted else first, self.plan.steps):
                 started = time.monotonic()
                 with self._kept(index):
@@ -188,19 +214,19 @@ class _Loop:
                 bar.advance(note="  ".join(filter(None, notes)))
                 if self.drifted:
                     break
-                if stop.requested and index + 1 < self.plan.steps:
-                    self._checkpoint(index + 1)
-                    raise Interrupted(
-                        f"stopped after step {index + 1}; continue with: t2ialign resume {self.run_dir.path}"
-                    )
+                if self.problem.world.meet():
+                    if self.run_dir.newest_step() != index + 1:
+                        self._checkpoint(index + 1)
+                    stop_if_asked(self.problem.world, self.run_dir, index + 1)
         self._finish()
 
     @contextmanager
     def _kept(self, done: int) -> Iterator[None]:
-        """A step after ``done`` ones that loses none of them: where a reward's process stays away, the state before
-        the step, which may have begun to change, is the run's checkpoint."""
+        """A step after ``done`` ones that loses none of them: where a reward's process or another rank stays away, the
+        state before the step, which may have begun to change, is the run's checkpoint."""
         rewards = self.problem.rewards
-        if not any(part.reward.elsewhere for part in [*rewards.rewards, *rewards.comparisons]):
+        elsewhere = any(part.reward.elsewhere for part in [*rewards.rewards, *rewards.comparisons])
+        if not elsewhere and self.problem.world.size == 1:
             yield
             return
         state = self.optimizer.state()
@@ -212,10 +238,8 @@ class _Loop:
         except Exception as error:
             if done and self.main:
                 self.run_dir.save_checkpoint(done, before, self.spec.run.keep_checkpoints)
-            if isinstance(error, T2IAlignError):
-                error.args = (
-                    f"{error}\nstopped after step {done}; continue with: t2ialign resume {self.run_dir.path}",
-                )
+            if isinstance(error, T2IAlignError) and RESUME not in str(error):
+                error.args = (f"{error}\nstopped after step {done}; continue with: {RESUME} {self.run_dir.path}",)
             raise
 
     def _after(self, done: int, result: StepResult, seconds: float) -> None:
@@ -225,7 +249,7 @@ class _Loop:
         if self.schedule and self.schedule.due(done):
             metrics |= self._measured(done)
             last = last or self.drifted
-        if self.main and (last or (self.spec.samples.every and done % self.spec.samples.every == 0)):
+        if last or (self.spec.samples.every and done % self.spec.samples.every == 0):
             self._grid(done)
         if self.main:
             timing = {
@@ -244,40 +268,35 @@ class _Loop:
             with blaming(self.optimizer.label):
                 state = self.optimizer.state()
             self.run_dir.save_checkpoint(done, state, self.spec.run.keep_checkpoints)
-        self.problem.world.barrier()
+        self.problem.world.meet()
 
     def _track(self, first: int) -> None:
         """Begin the curves of evaluations along the run, or go on with them; a run that drift ended stays ended."""
-        if self.schedule is None:
+        if self.schedule is None or self.tracking is None:
             return
         if first == 0:
             self.display.say(f"evaluations along the run: {self.schedule.words(self.plan)}")
-            if self.tracking:
-                with explained(self.run_dir.path, "before step 1"), blaming(self.optimizer.label):
-                    measured = self.tracking.start()
-                self.tracked = measured.note
+            with explained(self.run_dir.path, "before step 1"), blaming(self.optimizer.label):
+                measured = self.tracking.start()
+            self.tracked = measured.note
+            if self.main:
                 self.run_dir.log(0, measured.metrics)
         elif self.spec.run.stop_on_drift:
             past = any(line.get("evaluation/drift") for line in self.run_dir.metrics() if line["step"] <= first)
-            self.drifted = self._everywhere(past)
+            self.drifted = bool(self.problem.world.share("yes" if past and self.main else ""))
 
     def _measured(self, done: int) -> dict[str, float]:
-        """Metrics of an evaluation along the run; says what drifts, on all ranks."""
-        metrics: dict[str, float] = {}
-        if self.tracking:
-            with blaming(self.optimizer.label):
-                measured = self.tracking.measure(done)
-            metrics, self.tracked = measured.metrics, measured.note
-            if measured.drift:
-                self.display.say(f"drift after step {done}, against the base: {', '.join(measured.drift)}")
-        if self.spec.run.stop_on_drift and self._everywhere(bool(metrics.get("evaluation/drift"))):
-            self.drifted = True
-            self.display.say(f"run.stop_on_drift ends the run after step {done}")
-        return metrics
-
-    def _everywhere(self, answer: bool) -> bool:
-        """Rank 0's answer on every rank."""
-        return bool(self.problem.world.share("yes" if answer and self.main else ""))
+        """Metrics of an evaluation along the run; says what drifts."""
+        assert self.tracking is not None
+        with blaming(self.optimizer.label):
+            measured = self.tracking.measure(done)
+        self.tracked = measured.note
+        if measured.drift:
+            self.display.say(f"drift after step {done}, against the base: {', '.join(measured.drift)}")
+            if self.spec.run.stop_on_drift:
+                self.drifted = True
+                self.display.say(f"run.stop_on_drift ends the run after step {done}")
+        return measured.metrics
 
     @torch.no_grad()
     def _grid(self, done: int) -> None:
@@ -287,7 +306,9 @@ class _Loop:
         rows = (spread * self.spec.evaluation.images_per_prompt).tolist()
         prompts, seeds = [wanted.prompts[row] for row in rows], [wanted.seeds[row] for row in rows]
         with blaming(self.optimizer.label):
-            pictures = self.optimizer.generate(self.problem.encode(prompts), seeds)
+            pictures = self.problem.dealt(self.optimizer.generate, self.problem.encode(prompts), seeds)
+        if not self.main:
+            return
         if done == 0:
             first_images(self.problem.backend, pictures)
             batch_independence(self.problem.rewards, pictures[:2], prompts[:2])
@@ -318,44 +339,15 @@ class _Loop:
 
     def _finish(self) -> None:
         """Done again from scratch if a kill fell into it."""
-        try:
-            if self.main:
-                if self.spec.run.keep == "best" and (best := self.run_dir.load_best()):
-                    self.display.say(f"going back to step {best[0]}, the best by a held-out reward")
-                    self.optimizer.load_state(best[1])
-                finish(self.run_dir, self.problem, self.optimizer, self.display)
-        finally:
-            self.problem.world.barrier()
+        world = self.problem.world
+        stop_if_asked(world, self.run_dir)
+        if self.spec.run.keep == "best" and (best := self.run_dir.load_best()):
+            self.display.say(f"going back to step {best[0]}, the best by a held-out reward")
+            self.optimizer.load_state(best[1])
+        finish(self.run_dir, self.problem, self.optimizer, self.display, lambda: stop_if_asked(world, self.run_dir))
 
 
 def _training(metrics: Mapping[str, float], names: list[str]) -> str:
     """The step's own rewards, over other prompts at every step: no trend is read from them."""
     found = [f"{name} {metrics[f'reward/{name}']:.4g}" for name in names if f"reward/{name}" in metrics]
     return "training: " + "  ".join(found) if found else ""
-
-
-class _Stop:
-    requested = False
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_Stop]:
-    """The first Ctrl-C or SIGTERM lets the step finish; the second stops at once."""
-    stop = _Stop()
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, frame: object) -> None:
-        stop.requested = True
-        for which, handler in previous.items():
-            signal.signal(which, handler)
-
-    try:
-        for number in previous:
-            signal.signal(number, request)
-    except ValueError:  # not in the main thread: nobody sends signals here
-        previous.clear()
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

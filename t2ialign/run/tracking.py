@@ -35,7 +35,8 @@ class Measured:
 
 
 class Tracking:
-    """Evaluations by a schedule. What the base scored is kept in the run directory, so that a resumed run goes on."""
+    """Evaluations by a schedule, on all ranks together. What the base scored is kept in the run directory, so that a
+    resumed run goes on."""
 
     def __init__(self, run: RunDir, problem: Problem, optimizer: Optimizer, schedule: Schedule) -> None:
         self.run, self.problem, self.optimizer, self.schedule = run, problem, optimizer, schedule
@@ -49,23 +50,30 @@ class Tracking:
     def start(self) -> Measured:
         """The base's line of the curves: step 0."""
         scores = score(self.problem, {"base": base_of(self.problem)}, self.wanted, kept=self.references)["base"]
-        files.write_json(self.file, {name: [v if v == v else None for v in c.tolist()] for name, c in scores.items()})
+        if self.problem.world.is_main:
+            kept = {name: [v if v == v else None for v in c.tolist()] for name, c in scores.items()}
+            files.write_json(self.file, kept)
+        self.base = scores
         return self._measured(scores)
 
     def measure(self, done: int) -> Measured:
         """What the run delivers after ``done`` steps, against the base."""
         scores = score(self.problem, {"tuned": self.optimizer.generate}, self.wanted, kept=self.references)["tuned"]
         found = self._measured(scores)
-        if self.problem.spec.run.keep == "best":
+        if self.problem.spec.run.keep == "best" and self.problem.world.is_main:
             self._keep(done, scores)
         return found
 
     def _measured(self, scores: Scores) -> Measured:
         if not self.base:
-            if not self.file.exists():  # a run that began before there was this file
+            world = self.problem.world
+            if text := world.share(
+                self.file.read_text(encoding="utf-8") if world.is_main and self.file.exists() else ""
+            ):
+                saved = json.loads(text)
+                self.base = {n: torch.tensor([torch.nan if v is None else v for v in c]) for n, c in saved.items()}
+            else:  # a run that began before there was this file
                 self.start()
-            saved = json.loads(self.file.read_text(encoding="utf-8"))
-            self.base = {n: torch.tensor([torch.nan if v is None else v for v in c]) for n, c in saved.items()}
         summary = summary_of(self.problem, {"base": self.base, "tuned": scores}, self.wanted)
         pairs = {f"evaluation/{name}": pair for name, pair in summary["paired"]["tuned"].items()}
         pairs |= summary["image_statistics"]["paired"]["tuned"]

@@ -21,6 +21,13 @@ def write_text(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` in one step, unsynced: what a killed run draws again."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by strict JSON (NaN is refused)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

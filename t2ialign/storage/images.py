@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from t2ialign.storage import files
 
 MIN_TILE = 96  # tiny models draw 32 px; nobody sees anything at that size
 
@@ -22,13 +24,18 @@ def to_pil(image: Tensor) -> Image.Image:
 
 def save_png(image: Tensor | Image.Image, path: Path, texts: Mapping[str, str] | None = None) -> None:
     """Write a PNG atomically, with text chunks (prompt, seed, ...)."""
+    files.write_bytes(path, png(image, texts))
+
+
+def png(image: Tensor | Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
+    """A PNG file with text chunks."""
     picture = to_pil(image) if isinstance(image, Tensor) else image
     chunks = PngInfo()
     for key, value in (texts or {}).items():
         chunks.add_itxt(key, value)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    picture.save(temporary, format="PNG", pnginfo=chunks)
-    temporary.replace(path)
+    stream = BytesIO()
+    picture.save(stream, format="PNG", pnginfo=chunks)
+    return stream.getvalue()
 
 
 def grid(rows: Sequence[Tensor], row_titles: Sequence[str] = ()) -> Image.Image:

@@ -19,6 +19,7 @@ errors hookspecs places
 config declaration plugins
 spec
 remarks
+ranks
 tensors
 storage
 parts lora

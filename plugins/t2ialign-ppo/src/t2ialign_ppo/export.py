@@ -54,7 +54,9 @@ def check_table(problem: Problem, table: SolverTable, folder: Path) -> str:
                 raise ExportError(f"{name}: '{part}' is not the run's")
     rows = list({prompt: row for row, prompt in reversed(list(enumerate(problem.prompts)))}.values())[-CHECKED:]
     seeds = [seeding.derive(0, "export", problem.prompts[row]) for row in rows]
-    images, again = (rollout(problem, one, problem.conditioning[rows], seeds) for one in (table, loaded))
+    images, again = (
+        problem.dealt(partial(rollout, problem, one), problem.conditioning[rows], seeds) for one in (table, loaded)
+    )
     difference, tolerance = (
         (images - again).abs().max().item(),
         image_tolerance(problem.backend.config.dtype, problem.device),

@@ -72,8 +72,10 @@ def check_latents(problem: Problem, delivered: Delivered, folder: Path, clean: b
             what = "latents that were" if clean else "noise that was"
             raise ExportError(f"{file.relative_to(folder)} does not hold the {what} found")
     some = list(delivered.items())[:CHECKED]
-    conditioning = problem.conditioning[[item.row for item, _ in some]]
-    drawn = draw(problem, conditioning, [found for _, found in some], clean).cpu()
+    mine = problem.world.mine(len(some))
+    own = [some[place] for place in mine]
+    conditioning = problem.conditioning[[item.row for item, _ in own]]
+    drawn = problem.world.collect(draw(problem, conditioning, [found for _, found in own], clean), len(some)).cpu()
     saved = torch.stack([_read_png(folder / "images" / item.name / "best.png") for item, _ in some])
     difference = max(0.0, (drawn - saved).abs().max().item() - 0.5 / 255)
     tolerance = image_tolerance(problem.backend.config.dtype, problem.device)

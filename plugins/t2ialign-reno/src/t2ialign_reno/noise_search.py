@@ -71,27 +71,22 @@ class NoiseSearch(Optimizer):
     def step(self, index: int) -> StepResult:
         """One iteration of the running searches; nothing once all have ended (early stops leave steps over)."""
         metrics, found = self.engine.step()
-        if found and self.problem.world.is_main:
+        if found:
             metrics |= self._deliver(found)
         return StepResult(metrics)
 
     @torch.no_grad()
     def _deliver(self, found: Sequence[Found]) -> dict[str, float]:
-        """Draw, score and write the first and the best image of finished searches; metrics are the mean gains."""
-        problem = self.problem
-        conditioning = problem.conditioning[[one.search.item.row for one in found]]
-        pictures = {
-            "initial": problem.generate(conditioning, [one.search.seed for one in found]),
-            "best": self._draw(conditioning, found),
-        }
-        scores = {
-            name: problem.rewards.score(batch, conditioning.prompts, micro_batch=problem.micro_batch)
-            for name, batch in pictures.items()
-        }
-        if self.second:
-            pictures["initial-second"] = self.second.generate(conditioning, [one.search.seed for one in found])
-            pictures["best-second"] = draw(self.second, conditioning, found)
-        for row, one in enumerate(found):
+        """Draw, score and write the first and the best image of finished searches; metrics are the mean gains.
+
+        Every rank draws a share, and rank 0 writes.
+        """
+        world = self.problem.world
+        pictures, scores = self._drawn([found[place] for place in world.mine(len(found))])
+        for values in scores.values():
+            values.update({name: world.collect(column, len(found)) for name, column in values.items()})
+        pictures = {name: world.collect(batch, len(found)) for name, batch in pictures.items()}
+        for row, one in enumerate(found if world.is_main else ()):
             self.archive.write(
                 one,
                 {name: batch[row] for name, batch in pictures.items()},
@@ -99,8 +94,22 @@ class NoiseSearch(Optimizer):
             )
         return {
             f"gain/{name}": (scores["best"][name] - scores["initial"][name]).nanmean().item()
-            for name in problem.rewards.names
+            for name in self.problem.rewards.names
         }
+
+    def _drawn(self, found: Sequence[Found]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """First and best images of some searches, and their scores."""
+        problem, seeds = self.problem, [one.search.seed for one in found]
+        conditioning = problem.conditioning[[one.search.item.row for one in found]]
+        pictures = {"initial": problem.generate(conditioning, seeds), "best": self._draw(conditioning, found)}
+        scores = {
+            name: problem.rewards.score(batch, conditioning.prompts, micro_batch=problem.micro_batch)
+            for name, batch in pictures.items()
+        }
+        if self.second:
+            pictures["initial-second"] = self.second.generate(conditioning, seeds)
+            pictures["best-second"] = draw(self.second, conditioning, found)
+        return pictures, scores
 
     def _save_iterations(self, batch: Tensor, searches: Sequence[Search], iterations: Sequence[int]) -> None:
         for image, search, iteration in zip(batch, searches, iterations, strict=True):

@@ -1,0 +1,1 @@
+"""Several processes as one: who they are, what they tell each other, and how all of them stop together."""
