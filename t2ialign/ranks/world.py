@@ -52,7 +52,7 @@ class PeerFailed(T2IAlignError):
 
 
 class Peers:
-    """What the ranks tell each other besides tensors.
+    """What the ranks tell each other besides tensors, in a process group of its own, on the CPU.
 
     Attributes:
         patience: seconds that a rank which failed waits for the others to hear it.
@@ -62,6 +62,7 @@ class Peers:
         self.store, self.rank, self.size, self.timeout = store, rank, size, timeout
         self.patience = timeout
         self.meetings = 0
+        self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def exchange(self, word: int, reason: str = "") -> list[int]:
         """Every rank's word: 0, the number of a signal, or ``FAILED`` with a reason.
@@ -75,7 +76,7 @@ class Peers:
         words = [torch.zeros(1, dtype=torch.int32) for _ in range(self.size)]
         started = time.monotonic()
         try:
-            work = dist.all_gather(words, torch.tensor([word], dtype=torch.int32), async_op=True)
+            work = dist.all_gather(words, torch.tensor([word], dtype=torch.int32), self.group, async_op=True)
             work.wait(timedelta(seconds=self.patience if reason else self.timeout))
         except RuntimeError as error:
             raise self.lost(time.monotonic() - started) from error
@@ -199,18 +200,19 @@ class World:
 
     def share(self, text: str) -> str:
         """Rank 0's text on every rank."""
-        if self.size == 1:
+        if self.peers is None:
             return text
-        box: list[str] = [text]
-        self._met(lambda: dist.broadcast_object_list(box, src=0))
+        box, group = [text], self.peers.group
+        self._met(lambda: dist.broadcast_object_list(box, src=0, group=group))
         return box[0]
 
     def send(self, value: T) -> list[T]:
         """Every rank's value on rank 0, in rank order; nothing on the others."""
-        if self.size == 1:
+        if self.peers is None:
             return [value]
         box: list[Any] | None = [None] * self.size if self.is_main else None
-        self._met(lambda: dist.gather_object(value, box))
+        group = self.peers.group
+        self._met(lambda: dist.gather_object(value, box, group=group))
         return box or []
 
     def _met(self, exchange: Callable[[], object]) -> None:
