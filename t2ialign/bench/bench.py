@@ -17,6 +17,9 @@ from t2ialign.spec.model import ChosenReward
 from t2ialign.storage import files
 from t2ialign.tensors import distributed
 
+#: Seconds that a process waits for others, whose share of the images may take longer.
+LONGEST = 24 * 3600.0
+
 
 class Stopped(T2IAlignError):
     """The user asked it to stop; what is drawn stays."""
@@ -58,17 +61,18 @@ class Bench:
         from t2ialign.bench.draw import draw, place
         from t2ialign.bench.score import score
 
-        world = distributed.join()
+        world = distributed.join(LONGEST)
         display = display or Display(quiet=not world.is_main)
         folder, device = BenchFolder(self.folder), self.variants[0].spec.run.device
-        if world.is_main:
-            about = {variant.name: variant.about for variant in self.variants}
-            kinds = {r.name: {"kind": r.kind, **r.config.model_dump(mode="json")} for r in self.rewards}
-            folder.begin(self.settings(), about, kinds)
-        world.barrier()
         try:
-            draw(folder, self.suited, self.items, self.variants, display, world, self.micro_batch)
-            score(folder, self.items, [v.name for v in self.variants], self.rewards, device, display, world)
+            with world.together():
+                if world.is_main:
+                    about = {variant.name: variant.about for variant in self.variants}
+                    kinds = {r.name: {"kind": r.kind, **r.config.model_dump(mode="json")} for r in self.rewards}
+                    folder.begin(self.settings(), about, kinds)
+                world.meet()
+                draw(folder, self.suited, self.items, self.variants, display, world, self.micro_batch)
+                score(folder, self.items, [v.name for v in self.variants], self.rewards, device, display, world)
         except KeyboardInterrupt:
             raise Stopped(f"stopped; the same command goes on in {self.folder}") from None
         if not world.is_main:

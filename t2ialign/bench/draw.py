@@ -48,7 +48,7 @@ def draw(
     """Draw what is not there yet. Every process draws every ``world.size``-th image."""
     world = world or World()
     there, lines = folder.drawn(), Lines(folder.path / f"drawn.{world.rank}.jsonl")
-    world.barrier()  # all have read before one writes
+    world.meet()  # all have read before one writes
     missing = {v.name: [item for item in items if (v.name, item.file) not in there] for v in variants}
     mine = {name: found[world.rank :: world.size] for name, found in missing.items()}
     if world.is_main:
@@ -64,7 +64,7 @@ def draw(
             for variant in todo:
                 with _drawing(problem, optimizer, variant) as generate:
                     _draw(folder, problem, generate, variant, mine[variant.name], lines, bar.advance, micro_batch)
-    world.barrier()
+    world.meet()
 
 
 def _load(variant: Variant, display: Display) -> tuple[Problem, Optimizer | None]:

@@ -31,7 +31,7 @@ def score(
     world = world or World()
     known, drawn = folder.scores(), folder.drawn()
     lines = Lines(folder.path / f"scores.{world.rank}.jsonl")
-    world.barrier()
+    world.meet()
     names = [reward.name for reward in rewards]
     pairs = [(variant, item) for variant in variants for item in items if (variant, item.file) in drawn]
     missing: dict[tuple[str, ...], list[tuple[str, Item]]] = {}
@@ -50,7 +50,7 @@ def score(
                 for rows in split(len(found), BATCH):
                     _score(folder, found[rows], {name: built[name] for name in wanted}, drawn, lines, display)
                     bar.advance(len(found[rows]))
-    world.barrier()
+    world.meet()
 
 
 def _score(
