@@ -13,6 +13,7 @@ import torch
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"heads": 4, "head": 24, "layers": 5, "cross": 4, "caption": 64, "channels": (32, 64), "latent": 8},
+    "deep": {"heads": 4, "head": 8, "layers": 20, "cross": 4, "caption": 32, "channels": (32, 64), "latent": 8},
     "mid": {"heads": 18, "head": 32, "layers": 10, "cross": 6, "caption": 288, "channels": (32, 64, 128, 128)},
     "full": {"heads": 70, "head": 32, "layers": 20, "cross": 20, "caption": 2304, "channels": None},
 }

@@ -18,8 +18,13 @@ MIN_TILE = 96  # tiny models draw 32 px; nobody sees anything at that size
 
 def to_pil(image: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] to an 8-bit RGB image, rounded."""
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    return to_pils(image[None])[0]
+
+
+def to_pils(images: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [0, 1] to 8-bit RGB images; rounded on their device, so that a quarter of the bytes leave it."""
+    pixels = (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
 
 
 def save_png(image: Tensor | Image.Image, path: Path, texts: Mapping[str, str] | None = None) -> None:

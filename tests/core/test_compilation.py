@@ -147,3 +147,7 @@ def test_a_backend_compiles_the_network_and_the_decoder_that_it_really_calls(tmp
     problem = assemble(world(tmp_path, "backend.compile='default'"))
     assert torch.equal(problem.generate(problem.conditioning[:2], [0, 1]), expected)
     assert calls == [("SanaTransformer2DModel", "default"), ("Decoder", "default")]
+    calls.clear()
+    problem = assemble(world(tmp_path, "backend.compile='decoder'"))
+    assert torch.equal(problem.generate(problem.conditioning[:2], [0, 1]), expected)
+    assert calls == [("Decoder", "default")]

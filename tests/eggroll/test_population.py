@@ -6,10 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from t2ialign import UsageError
 from t2ialign.tensors import rows
-from t2ialign_eggroll import population
+from t2ialign_eggroll import population, stacks
 from t2ialign_eggroll.noise import LowRank, Members, Noise
 from t2ialign_eggroll.population import Chunk, lora_population
 
@@ -122,8 +123,8 @@ def test_every_image_goes_through_its_members_weights(form, rank, side):
 def test_auto_stacks_no_factors_beyond_its_memory(monkeypatch, budget, materialises):
     """r (in + out) numbers of 8 bytes for each of 8 members: up to the budget they are formed, beyond it never."""
     members, formed = 8, []
-    original = LowRank.added_to
-    monkeypatch.setattr(LowRank, "added_to", lambda self, centre: formed.append(1) or original(self, centre))
+    original = stacks._form
+    monkeypatch.setattr(stacks, "_form", lambda *given: formed.append(1) or original(*given))
     monkeypatch.setattr(population, "STACK_BYTES", budget)
     layer = nn.ModuleDict({"layer": nn.Linear(12, 10)}).double()
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["layer"]), layer)
@@ -247,3 +248,48 @@ def test_a_second_active_adapter_is_refused():
         lora_population(tower.layers(), {}, Chunk(1, 1)),
     ):
         pass
+
+
+#: They move no numbers.
+FREE = {"view", "_unsafe_view", "t", "transpose", "expand", "slice", "select", "unsqueeze", "split", "empty", "detach"}
+FREE |= {"as_strided", "alias", "split_with_sizes", "reshape", "permute", "lift_fresh"}
+
+
+class Counted(TorchDispatchMode):
+    """Names of the operations that a device would start."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket._qualified_op_name.removeprefix("aten::")
+        self.names += [name] * (name not in FREE)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("side", ["AB", "B"])
+@torch.no_grad()
+def test_a_member_costs_two_operations_a_layer_and_a_few_for_all_layers_together(side, copies):
+    """However many layers: what does not depend on the activations is made once per batch for all of one shape."""
+    depth, members = 12, 4
+    network = nn.Sequential(*(nn.Linear(8, 8) for _ in range(depth)))
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=[str(n) for n in range(depth)]), network)
+    network.bfloat16()
+    layers = {str(n): layer for n, layer in enumerate(network)}
+    shapes = {f"{n}.lora_{s}.weight": (2, 8) if s == "A" else (8, 2) for n in layers for s in side}
+    source = Noise(shapes)
+    x = torch.randn(copies * members, 3, 8).bfloat16()
+    Members(members).draw(source.of(0, 0), slice(0, members), sigma=dict.fromkeys(shapes, 0.1))  # fills its tables
+    with Counted() as drawing:
+        noise = Members(members).draw(source.of(0, 1), slice(0, members), sigma=dict.fromkeys(shapes, 0.1))
+    noise = {name: e.to(torch.bfloat16) for name, e in noise.items()}
+    assert len(drawing.names) <= members + 12, drawing.names
+    with lora_population(layers, noise, Chunk(members, 1)):
+        with Counted() as first:
+            network(x)
+        with Counted() as again:
+            network(x)
+    assert len(again.names) == 3 * depth, again.names
+    assert len(first.names) <= 3 * depth + 14, first.names

@@ -39,3 +39,15 @@ def test_quality(data):
     low, high = (JpegIncompressibility(JpegConfig(quality=quality)).score(images, [""] * 4) for quality in (20, 95))
     assert (low <= high).all()
     assert low.sum() < high.sum()
+
+
+def test_encoding_begins_while_other_rewards_work():
+    """The same scores, whether or not they were begun, and never those of other images."""
+    images = torch.rand(5, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    others = 1 - images
+    reward = JpegCompressibility(JpegConfig())
+    expected = JpegCompressibility(JpegConfig()).score(images, [""] * 5)
+    reward.begin(images, [""] * 5)
+    assert torch.equal(reward.score(images, [""] * 5), expected)
+    reward.begin(others, [""] * 5)
+    assert torch.equal(reward.score(images, [""] * 5), expected)

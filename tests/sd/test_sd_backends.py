@@ -127,6 +127,18 @@ def test_bfloat16_and_float16_rules(name, build):
     assert half.encode(PROMPTS[:1]).tensors["prompt_embeds"].dtype is torch.float32
 
 
+def test_the_decoder_has_a_batch_of_its_own(build, shared, monkeypatch):
+    """Its activations are the larger ones; the images are those of one batch."""
+    case, whole = CASES["sd-turbo"], shared("sd-turbo")
+    backend, sizes = make(case, build, vae_micro_batch=2), []
+    seeds = [0, 1, 2]
+    latents = backend.noise(seeds)
+    decode = backend.pipeline.vae.decode
+    monkeypatch.setattr(backend.pipeline.vae, "decode", lambda z, **k: sizes.append(len(z)) or decode(z, **k))
+    assert (backend.decode(latents) - whole.decode(latents)).abs().max() < 1e-5
+    assert sizes == [2, 1]
+
+
 def test_slicing_and_tiling_change_memory_not_images(build, shared):
     case, backend = CASES["sd-turbo"], shared("sd-turbo")
     latents = backend.noise(SEEDS)

@@ -107,8 +107,9 @@ class DiffusersBackend(CardCalls, Backend):
         if self.config.vae_tiling:
             pipeline.vae.enable_tiling()
         if self.config.compile != "none":
-            for module in (parts["network"], pipeline.vae.decoder):  # the decoder, for nobody calls the autoencoder
-                compile_forward(module, self.config.compile)
+            networks = [] if self.config.compile == "decoder" else [parts["network"]]
+            for module in (*networks, pipeline.vae.decoder):  # the decoder, for nobody calls the autoencoder
+                compile_forward(module, "default" if self.config.compile == "decoder" else self.config.compile)
         return pipeline
 
     def _place(self, network: nn.Module, decoder: Any) -> None:
@@ -247,7 +248,9 @@ class DiffusersBackend(CardCalls, Backend):
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.pipeline.vae
         scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        pixels = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        scaled = scaled.to(vae.dtype)
+        each = self.config.vae_micro_batch or len(scaled)
+        pixels = torch.cat([vae.decode(scaled[rows], return_dict=False)[0] for rows in split(len(scaled), each)])
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     # LoRA

@@ -62,6 +62,12 @@ class DiffusersConfig(BackendConfig):
     vae_dtype: Literal["float32", "bfloat16"] | None = Field(
         None, description="dtype of the autoencoder; default: the network's, but float32 beside a float16 network"
     )
+    vae_micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images that the decoder takes at once, out of the network's micro-batch; its activations are by"
+        " far the larger ones. Default: all",
+    )
     vae_slicing: bool = Field(False, description="decode one image at a time: less memory, the same images")
     vae_tiling: bool = Field(
         False, description="decode large images in overlapping tiles: much less memory, faint differences at the seams"
@@ -83,10 +89,10 @@ class DiffusersConfig(BackendConfig):
     quantization: QuantizationConfig | None = Field(
         None, description="fewer bits for the network's linear layers; the LoRA stays float32"
     )
-    compile: Literal["none", "default", "reduce-overhead"] = Field(
+    compile: Literal["none", "decoder", "default", "reduce-overhead"] = Field(
         "none",
-        description="torch.compile for the network and the decoder: 'reduce-overhead' adds CUDA graphs; the first"
-        " batches of a run take minutes, and images differ by rounding",
+        description="torch.compile for the decoder, or for the network, too ('default'); 'reduce-overhead' adds CUDA"
+        " graphs; the first batches of a run take minutes, and images differ by rounding",
     )
     image_size: int | None = Field(
         None, ge=1, description="pixels per side, a multiple of the autoencoder's factor; default: as trained"

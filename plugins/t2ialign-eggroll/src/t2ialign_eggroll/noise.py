@@ -88,6 +88,26 @@ class FullRank:
 
 
 Perturbation = LowRank | FullRank
+
+
+class Drawn(dict[str, Perturbation]):
+    """The perturbations of P pairs by parameter, all cut from one tensor.
+
+    Attributes:
+        flat: (P, all numbers); 1 / sqrt(k) is in it.
+    """
+
+    def __init__(self, noise: Noise, flat: Tensor) -> None:
+        super().__init__(noise.cut(flat))
+        self.noise, self.flat = noise, flat
+
+    def members(self, index: Tensor, sign: Tensor, sigma: Mapping[str, float]) -> dict[str, Perturbation]:
+        """sign_i sigma E_index[i] for every i, of all parameters in four operations and not in three for each."""
+        scales = self.noise.row(sigma, self.flat.device)
+        signed = self.noise.row(dict.fromkeys(self, 0.0), self.flat.device) == 0
+        return self.noise.cut(self.flat[index].mul_(scales).mul_(torch.where(signed, sign[:, None], 1.0)))
+
+
 #: Pair numbers -> the perturbations of those pairs, by parameter.
 Draw = Callable[[Sequence[int]], dict[str, Perturbation]]
 
@@ -108,6 +128,7 @@ class Noise:
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         self.rank = rank
         self.counts = {name: self._count(shape) for name, shape in self.shapes.items()}
+        self._rows: dict[tuple[tuple[float, ...], str], Tensor] = {}
 
     def _count(self, shape: torch.Size) -> int:
         if self.rank is None or len(shape) < 2:
@@ -119,7 +140,7 @@ class Noise:
         """Standard-normal numbers per pair."""
         return sum(self.counts.values())
 
-    def draw(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Perturbation]:
+    def draw(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> Drawn:
         """The perturbations of P pairs, float32; pair p depends on seeds[p] and the kind of device alone.
 
         Drawn on the device: a population on a large network needs tens of millions of numbers a step, for which a GPU
@@ -129,6 +150,30 @@ class Noise:
         source = torch.Generator(device)
         for row, seed in zip(flat, seeds, strict=True):
             row.normal_(generator=source.manual_seed(seed))
+        if self.rank is not None and self.rank > 1:
+            roots = {name: math.sqrt(self.rank) if self._low(shape) else 1.0 for name, shape in self.shapes.items()}
+            flat.div_(self.row(roots, device))
+        return Drawn(self, flat)
+
+    def row(self, values: Mapping[str, float], device: torch.device | str) -> Tensor:
+        """A number for each of ``size``: a parameter's value where it is a factor u or full-rank noise, 1 for v."""
+        key = (tuple(values[name] for name in self.shapes), str(device))
+        if key not in self._rows:
+            while len(self._rows) >= 4:
+                self._rows.pop(next(iter(self._rows)))
+            lengths, numbers = [], []
+            for name, shape in self.shapes.items():
+                first = shape[0] * self.rank if self.rank is not None and self._low(shape) else self.counts[name]
+                lengths += [first, self.counts[name] - first]
+                numbers += [values[name], 1.0]
+            self._rows[key] = torch.tensor(numbers).repeat_interleave(torch.tensor(lengths)).to(device)
+        return self._rows[key]
+
+    def _low(self, shape: torch.Size) -> bool:
+        return self.rank is not None and len(shape) >= 2
+
+    def cut(self, flat: Tensor) -> dict[str, Perturbation]:
+        """Views of (n, all numbers) by parameter."""
         pieces = flat.split(list(self.counts.values()), dim=1)
         return {name: self._cut(shape, part) for (name, shape), part in zip(self.shapes.items(), pieces, strict=True)}
 
@@ -138,10 +183,9 @@ class Noise:
 
     def _cut(self, shape: torch.Size, flat: Tensor) -> Perturbation:
         if self.rank is None or len(shape) < 2:
-            return FullRank(flat.view(-1, *shape))
+            return FullRank(flat.unflatten(1, shape) if shape else flat.squeeze(1))
         u, v = flat.split([shape[0] * self.rank, shape[1:].numel() * self.rank], dim=1)
-        u = u.reshape(-1, shape[0], self.rank) / math.sqrt(self.rank)
-        return LowRank(u, v.reshape(-1, shape[1:].numel(), self.rank), shape)
+        return LowRank(u.reshape(-1, shape[0], self.rank), v.reshape(-1, shape[1:].numel(), self.rank), shape)
 
 
 @dataclass(frozen=True)
@@ -183,4 +227,6 @@ class Members:
         drawn = draw(range(first, last + 1))
         index, sign = self.pair(members, device) - first, self.sign(members, device)
         sigma = dict.fromkeys(drawn, 1.0) if sigma is None else sigma
+        if isinstance(drawn, Drawn):
+            return drawn.members(index, sign, sigma)
         return {name: perturbation.select(index, sign * sigma[name]) for name, perturbation in drawn.items()}

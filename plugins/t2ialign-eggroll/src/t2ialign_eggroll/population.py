@@ -23,11 +23,13 @@ from torch.nn import functional as F
 from t2ialign.errors import UsageError
 from t2ialign.tensors import rows
 from t2ialign_eggroll.noise import FullRank, LowRank, Perturbation
-from t2ialign_eggroll.stacks import Stack
+from t2ialign_eggroll.stacks import Operator, Prepared, Stack
 
 Form = Literal["auto", "materialised", "factored", "merged"]
 #: Materialised factors of one layer may take this many bytes before "auto" turns to the factored form.
 STACK_BYTES = 64 * 2**20
+#: Factors of all layers that are kept for the length of a batch.
+PREPARED_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,15 @@ class Chunk:
 class LayerPopulation:
     """The forward of one layer while a population is evaluated.
 
-    The members' matrices are formed again in every call: next to the activations that is cheap, and no layer's stack
-    stays in memory while the others run.
-
     Attributes:
-        name: module path, for messages.
+        name: module path.
         base: the layer that all members share, a linear layer or a convolution.
-        a, b: the members' factors, any scale folded into b.
+        prepared: the members' factors of all layers as "<path>.a" and "<path>.b", any scale folded into b.
     """
 
     name: str
     base: nn.Module
-    a: Stack
-    b: Stack
+    prepared: Prepared
     chunk: Chunk
     form: Form
 
@@ -86,7 +84,7 @@ class LayerPopulation:
             return self._through_merged(self.base, x, copies)
         y = self.base(x, *args, **kwargs).contiguous()
         factored = self.form == "factored" or (self.form == "auto" and self._stack_bytes(y.dtype) > STACK_BYTES)
-        down, up = (stack.operator(y.dtype, copies, factored) for stack in (self.a, self.b))
+        down, up = (self._operator(side, y.dtype, copies, factored) for side in "ab")
         up.add_to(self._grouped(y, copies), down(self._grouped(x.to(y.dtype), copies)))
         return y
 
@@ -94,29 +92,32 @@ class LayerPopulation:
         """(rows, ..., channels) -> (copies members, rows of one member, channels)."""
         return x.reshape(copies * self.chunk.members, -1, x.shape[-1])
 
+    def _operator(self, side: str, dtype: torch.dtype, copies: int, factored: bool) -> Operator:
+        stack = self.prepared.stacks[f"{self.name}.{side}"]
+        if factored and isinstance(stack.noise, LowRank):
+            return stack.factors(dtype, copies)
+        return self.prepared.operator(f"{self.name}.{side}", dtype, copies)
+
+    def _dense(self) -> tuple[Tensor, Tensor]:
+        """Both stacks, (n, *shape) or (1, *shape)."""
+        return self.prepared.dense(f"{self.name}.a"), self.prepared.dense(f"{self.name}.b")
+
     def _stack_bytes(self, dtype: torch.dtype) -> int:
-        return (self.a.elements(self.chunk.members) + self.b.elements(self.chunk.members)) * dtype.itemsize
+        return sum(self.prepared.stacks[f"{self.name}.{side}"].elements for side in "ab") * dtype.itemsize
 
     def _merges(self, base: nn.Linear, x: Tensor) -> bool:
-        """Whether to fold the members' deltas into copies of W.
+        """Whether to fold the members' deltas into copies of W, as ``form`` may ask for.
 
-        Only where W is float32 or wider, since sigma E would drown in the rounding of a 16-bit W. It pays when W_i is
-        written and read in less memory traffic than x is read and y updated again: 2 ab < T (b + 2 a).
+        Only where W is float32 or wider, since sigma E would drown in the rounding of a 16-bit W. "auto" never does: n
+        products with a weight each took longer than one product and two skinny ones in all that was measured.
         """
         weight = base.weight
         quantised = type(base) is not nn.Linear or type(weight) is not nn.Parameter
-        if quantised or weight.dtype.itemsize < 4 or x.dtype != weight.dtype:
-            return False
-        if self.form != "auto" or torch.is_autocast_enabled(x.device.type):
-            return self.form == "merged"
-        a, b = weight.shape
-        rows_each = x.numel() // b // self.chunk.members
-        fits = self.chunk.members * weight.numel() * weight.dtype.itemsize <= STACK_BYTES
-        return fits and 2 * a * b <= rows_each * (b + 2 * a)
+        return self.form == "merged" and not quantised and weight.dtype.itemsize >= 4 and x.dtype == weight.dtype
 
     def _through_merged(self, base: nn.Linear, x: Tensor, copies: int) -> Tensor:
         members = self.chunk.members
-        a, b = (stack.dense().expand(members, -1, -1) for stack in (self.a, self.b))
+        a, b = (stack.expand(members, -1, -1) for stack in self._dense())
         weight = torch.baddbmm(base.weight, b, a)
         if members == 1:
             return F.linear(x, weight[0], base.bias)
@@ -128,7 +129,7 @@ class LayerPopulation:
         """Rows in any order: hidden values of all members, all but the own ones set to zero, then all B at once."""
         if len(member) != len(x):
             raise UsageError(f"layer '{self.name}' sees {len(x)} rows where {len(member)} were announced")
-        a, b = (stack.dense().to(y.dtype).flatten(2) for stack in (self.a, self.b))
+        a, b = (stack.to(y.dtype).flatten(2) for stack in self._dense())
         a, b = a.expand(self.chunk.members, -1, -1), b.expand(self.chunk.members, -1, -1)
         hidden = F.linear(x.to(y.dtype), a.flatten(0, 1)).unflatten(-1, (self.chunk.members, -1))
         own = F.one_hot(member.to(x.device), self.chunk.members).to(y.dtype)
@@ -139,7 +140,7 @@ class LayerPopulation:
         """Grouped convolution with one group per member: images of a member share its kernels."""
         groups = copies * self.chunk.members
         convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[x.ndim]
-        a, b = (s.dense().to(y.dtype).expand(self.chunk.members, *s.centre.shape) for s in (self.a, self.b))
+        a, b = (s.to(y.dtype).expand(self.chunk.members, *s.shape[1:]) for s in self._dense())
         a, b = (k.repeat(copies, *[1] * (k.ndim - 1)).flatten(0, 1) for k in (a, b))
 
         def by_member(z: Tensor) -> Tensor:  # (rows, c, ...) -> (images, members c, ...)
@@ -164,13 +165,16 @@ def lora_population(
         chunk: what the batch holds.
         form: how the products are made; "auto" weighs memory traffic.
     """
-    forwards = {}
+    stacks: dict[str, Stack] = {}
     for name, layer in layers.items():
         adapter = _single_adapter(name, layer)
         scale = float(layer.scaling[adapter])
-        a = Stack(layer.lora_A[adapter].weight.detach(), noise.get(f"{name}.lora_A.weight"))
-        b = Stack(layer.lora_B[adapter].weight.detach(), noise.get(f"{name}.lora_B.weight"), scale)
-        forwards[name] = LayerPopulation(name, layer.get_base_layer(), a, b, chunk, form)
+        stacks[f"{name}.a"] = Stack(layer.lora_A[adapter].weight.detach(), noise.get(f"{name}.lora_A.weight"))
+        stacks[f"{name}.b"] = Stack(layer.lora_B[adapter].weight.detach(), noise.get(f"{name}.lora_B.weight"), scale)
+    prepared = Prepared(stacks, PREPARED_BYTES)
+    forwards = {
+        name: LayerPopulation(name, layer.get_base_layer(), prepared, chunk, form) for name, layer in layers.items()
+    }
     with patched(layers, forwards):
         yield
 
@@ -191,7 +195,8 @@ def weight_population(
         centre: module path -> weight (out, in), any precision.
         noise: "<path>.weight" -> the members' low-rank perturbations, sign and sigma included.
     """
-    forwards = {}
+    bases: dict[str, nn.Linear] = {}
+    stacks: dict[str, Stack] = {}
     for name, layer in layers.items():
         original = layer.get_base_layer()
         base = nn.Linear(original.in_features, original.out_features, bias=False, device="meta")
@@ -199,8 +204,11 @@ def weight_population(
         base.bias = original.bias
         own = noise[f"{name}.weight"]
         assert isinstance(own, LowRank)
-        a, b = (Stack(m.new_zeros(m.shape[1:]), FullRank(m)) for m in (own.v.mT, own.u))
-        forwards[name] = LayerPopulation(name, base, a, b, chunk, form)
+        bases[name] = base
+        for side, factor in (("a", own.v.mT), ("b", own.u)):
+            stacks[f"{name}.{side}"] = Stack(factor.new_zeros(factor.shape[1:]), FullRank(factor))
+    prepared = Prepared(stacks, PREPARED_BYTES)
+    forwards = {name: LayerPopulation(name, base, prepared, chunk, form) for name, base in bases.items()}
     with patched(layers, forwards):
         yield
 

@@ -7,6 +7,8 @@ factored      x C^T + (x v_i) u_i^T: E_i is never formed; for low-rank noise on 
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,24 +32,84 @@ class Stack:
     noise: Perturbation | None = None
     scale: float = 1.0
 
-    def dense(self) -> Tensor:
-        """(n, *shape), added in the parameter's own precision."""
-        stack = self.centre[None] if self.noise is None else self.noise.added_to(self.centre)
-        return stack if self.scale == 1 else stack * self.scale
+    @property
+    def members(self) -> int:
+        """n: of how many matrices it consists."""
+        return 1 if self.noise is None else len(self.noise.u if isinstance(self.noise, LowRank) else self.noise.noise)
 
-    def elements(self, members: int) -> int:
+    @property
+    def elements(self) -> int:
         """Numbers in the materialised stack."""
-        return self.centre.numel() * (1 if self.noise is None else members)
+        return self.centre.numel() * self.members
 
-    def operator(self, dtype: torch.dtype, copies: int, factored: bool) -> Operator:
-        """The stack, cast and repeated for ``copies`` copies of the batch, ready to multiply."""
-        if self.noise is None:
-            return Operator(shared=(self.centre * self.scale).to(dtype).flatten(1))
-        if factored and isinstance(self.noise, LowRank):
-            u, v = (self.noise.u * self.scale).to(dtype), self.noise.v.to(dtype)
-            shared = (self.centre * self.scale).to(dtype).flatten(1)
-            return Operator(shared=shared, u=u.repeat(copies, 1, 1), v=v.repeat(copies, 1, 1))
-        return Operator(own=self.dense().to(dtype).flatten(2).repeat(copies, 1, 1))
+    def factors(self, dtype: torch.dtype, copies: int) -> Operator:
+        """The stack as centre and low-rank noise, cast and repeated for ``copies`` copies of the batch."""
+        assert isinstance(self.noise, LowRank)
+        u, v = (self.noise.u * self.scale).to(dtype), self.noise.v.to(dtype)
+        shared = (self.centre * self.scale).to(dtype).flatten(1)
+        return Operator(shared=shared, u=u.repeat(copies, 1, 1), v=v.repeat(copies, 1, 1))
+
+
+class Prepared:
+    """The stacks of all layers, formed once per batch and not in every call, all of one shape at once.
+
+    A stack holds thousands of numbers, and a device needs as long to start an operation as to make them, so it is the
+    number of operations that counts: a few dozen for a network with 168 adapted layers of six shapes.
+
+    Args:
+        stacks: name -> stack.
+        most_bytes: of all that is kept; where more is needed, every call forms its stack again.
+    """
+
+    def __init__(self, stacks: Mapping[str, Stack], most_bytes: int) -> None:
+        self.stacks, self.most_bytes = stacks, most_bytes
+        alike: dict[object, list[str]] = defaultdict(list)
+        for name, stack in stacks.items():
+            noise = stack.noise
+            form = noise.u.shape if isinstance(noise, LowRank) else noise and noise.shape
+            alike[stack.centre.shape, stack.centre.dtype, form, stack.scale].append(name)
+        self._groups = {name: tuple(group) for group in alike.values() for name in group}
+        self._kept: dict[tuple[tuple[str, ...], torch.dtype, int], Tensor] = {}
+        self._numbers = sum(stack.elements for stack in stacks.values())
+
+    def dense(self, name: str) -> Tensor:
+        """(n, *shape), n = 1 without noise, added in the parameter's own precision."""
+        return self._stack(name, self.stacks[name].centre.dtype, 1)
+
+    def operator(self, name: str, dtype: torch.dtype, copies: int) -> Operator:
+        """The stack of one layer, cast and repeated for ``copies`` copies of the batch, ready to multiply."""
+        if self.stacks[name].noise is None:
+            return Operator(shared=self._stack(name, dtype, 1)[0].flatten(1))
+        return Operator(own=self._stack(name, dtype, copies).flatten(2))
+
+    def _stack(self, name: str, dtype: torch.dtype, copies: int) -> Tensor:
+        group = self._groups[name]
+        if self._numbers * dtype.itemsize * copies > self.most_bytes:
+            return _form([self.stacks[name]], dtype, copies)[0]
+        key = (group, dtype, copies)
+        if key not in self._kept:
+            self._kept[key] = _form([self.stacks[other] for other in group], dtype, copies)
+        return self._kept[key][group.index(name)]
+
+
+def _form(stacks: Sequence[Stack], dtype: torch.dtype, copies: int) -> Tensor:
+    """(stacks, copies n, *shape) of stacks of one shape and form."""
+    first = stacks[0]
+    centres = torch.stack([stack.centre for stack in stacks])[:, None]
+    own = [stack.noise for stack in stacks]
+    if isinstance(first.noise, LowRank):
+        factors = [(noise.u, noise.v) for noise in own if isinstance(noise, LowRank)]
+        u, v = (torch.stack(side).flatten(0, 1) for side in zip(*factors, strict=True))
+        matrices = centres.flatten(3).expand(-1, first.members, -1, -1).flatten(0, 1)
+        formed = torch.baddbmm(matrices, u, v.mT).view(len(stacks), first.members, *first.centre.shape)
+    elif first.noise is not None:
+        formed = centres + torch.stack([noise.dense() for noise in own if noise is not None])
+    else:
+        formed = centres
+    if first.scale != 1:
+        formed = formed * first.scale
+    formed = formed.to(dtype)
+    return formed if copies == 1 else formed.repeat(1, copies, *[1] * first.centre.ndim)
 
 
 @dataclass(frozen=True)

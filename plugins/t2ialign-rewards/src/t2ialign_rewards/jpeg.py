@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ClassVar
+from weakref import ref
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from t2ialign.parts.reward import Reward
-from t2ialign.storage.images import to_pil
+from t2ialign.storage.images import to_pils
 from t2ialign_rewards.config import JpegConfig
 
 
@@ -21,13 +23,25 @@ class JpegIncompressibility(Reward):
     Config = JpegConfig
     sign: ClassVar[float] = 1.0
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        with ThreadPoolExecutor() as pool:  # the encoder works outside the interpreter lock
-            sizes = list(pool.map(self._kilobytes, images.cpu()))
-        return self.sign * torch.tensor(sizes, dtype=torch.float32, device=images.device)
+    def __init__(self, config: JpegConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self._encoders = ThreadPoolExecutor(thread_name_prefix="jpeg")  # encoding is outside the interpreter lock
+        self._begun: tuple[ref[Tensor], list[Future[float]]] | None = None
 
-    def _kilobytes(self, image: Tensor) -> float:
-        picture, buffer = to_pil(image), io.BytesIO()
+    def begin(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Encode in threads while other rewards work."""
+        self._begun = (ref(images), [self._encoders.submit(self._kilobytes, p) for p in to_pils(images)])
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if self._begun is None or self._begun[0]() is not images:
+            self.begin(images, prompts)
+        assert self._begun is not None
+        sizes, self._begun = self._begun[1], None
+        kilobytes = [size.result() for size in sizes]
+        return self.sign * torch.tensor(kilobytes, dtype=torch.float32, device=images.device)
+
+    def _kilobytes(self, picture: Image.Image) -> float:
+        buffer = io.BytesIO()
         picture.save(buffer, format="JPEG", quality=self.config.quality)
         megapixels = picture.width * picture.height / 1e6 if self.config.per_megapixel else 1.0
         return buffer.tell() / 1000 / megapixels
