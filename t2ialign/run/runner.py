@@ -68,6 +68,7 @@ def resume(path: Path, display: Display | None = None, overrides: Sequence[str] 
     run, world = RunDir.open(path), join_of(path, overrides)
     with world.together(), owned(run.path) if world.is_main else nullcontext():
         if world.is_main:
+            run.recover()
             spec_to_continue(run, run.newest_step() or 0, overrides)
         if world.share("finished" if world.is_main and run.is_finished() else ""):
             (display or Display(quiet=not world.is_main)).say(f"{path} is finished; --set run.steps=N goes on from it")

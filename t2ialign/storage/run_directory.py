@@ -6,6 +6,7 @@ torch is imported only where tensors are read and written.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 import shutil
@@ -22,9 +23,14 @@ from t2ialign.spec import text as spec_text
 from t2ialign.spec.machine import check_machine
 from t2ialign.spec.model import Spec
 from t2ialign.storage import files
+from t2ialign.storage.states import Damaged, read_state, write_state
 from t2ialign.tensors.state import State
 
+log = logging.getLogger(__name__)
+
 MADE_FROM = "made-from.json"
+#: What ``change`` is about to write: while this file is there, a change is under way.
+CHANGING = "changing.json"
 
 
 class RunDir:
@@ -86,15 +92,38 @@ class RunDir:
     def made_from(self) -> dict[str, Any] | None:
         """The spec that the checkpoints were made from; None for runs of versions that did not keep it."""
         file = self.path / MADE_FROM
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return files.read_json(file) if file.is_file() else None
 
     def change(self, spec: Spec, changes: list[dict[str, Any]]) -> None:
-        """Go on with another spec, and record what is other in it."""
+        """Go on with another spec, and record what is other in it; a kill at any moment leaves all of it or nothing."""
         tree, text = spec_text.to_tree(spec), (self.path / "spec.toml").read_text(encoding="utf-8")
         comment = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
-        self.record(changes=self._environment().get("changes", []) + changes, finished=None)
-        files.write_json(self.path / MADE_FROM, tree)
-        files.write_text(self.path / "spec.toml", spec_text.to_toml(tree, comment))
+        told = {"spec": spec_text.to_toml(tree, comment), "made from": tree, "changes": self.changes() + changes}
+        files.write_json(self.path / CHANGING, told)
+        self._finish_change()
+
+    def recover(self) -> None:
+        """Finish what a process that is dead now was about to do; take away what it left half-written, and checkpoints
+        that are damaged. Only who owns the run directory may call this.
+
+        Raises:
+            Damaged: no checkpoint can be read.
+        """
+        files.clean(self.path)
+        self._finish_change()
+        if (saved := self.load_checkpoint()) is not None:
+            for folder in self._checkpoints():
+                if int(folder.name.removeprefix("step-")) > saved[0]:
+                    shutil.rmtree(folder)
+
+    def _finish_change(self) -> None:
+        file = self.path / CHANGING
+        if file.is_file():
+            told = files.read_json(file)
+            self.record(changes=told["changes"], finished=None)
+            files.write_json(self.path / MADE_FROM, told["made from"])
+            files.write_text(self.path / "spec.toml", told["spec"])
+            file.unlink()
 
     def changes(self) -> list[dict[str, Any]]:
         """What the command line changed on the way: "after step", "key", "from", "to"."""
@@ -127,7 +156,7 @@ class RunDir:
 
     def _environment(self) -> dict[str, Any]:
         file = self.path / "environment.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return files.read_json(file) if file.is_file() else {}
 
     def log(self, step: int, metrics: dict[str, float], timing: dict[str, float] | None = None) -> None:
         """Append one step. Metrics are functions of the spec alone; clocks and memory go to a file of their own."""
@@ -153,7 +182,7 @@ class RunDir:
     def summary(self) -> dict[str, Any] | None:
         """The last evaluation; None before the first."""
         file = self.path / "evaluation" / "summary.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        return files.read_json(file) if file.exists() else None
 
     def rewind(self, step: int) -> None:
         """Forget the logged steps after ``step``, so that a resumed run writes each step once."""
@@ -163,15 +192,16 @@ class RunDir:
 
     def save_checkpoint(self, step: int, state: State, keep: int) -> None:
         """Write ``checkpoints/step-NNNNNN`` and drop all but the newest ``keep``."""
-        _write_state(self.path / "checkpoints" / f"step-{step:06d}", step, state)
+        write_state(self.path / "checkpoints" / f"step-{step:06d}", step, state)
         for old in self._checkpoints()[:-keep]:
             shutil.rmtree(old)
 
     def load_checkpoint(self, step: int | None = None) -> tuple[int, State] | None:
-        """The newest checkpoint (or that of ``step``) and its step; None when there is none.
+        """The newest checkpoint that can be read (or that of ``step``) and its step; None when there is none.
 
         Raises:
             UsageError: the wanted step has no checkpoint.
+            Damaged: none of them, or not the wanted one, can be read.
         """
         folders = self._checkpoints()
         if step is not None:
@@ -179,9 +209,16 @@ class RunDir:
             if not folders:
                 found = ", ".join(folder.name for folder in self._checkpoints())
                 raise UsageError(f"{self.path} has no checkpoint of step {step}; it has {found or 'none'}")
-        if not folders:
-            return None
-        return _read_state(folders[-1])
+            return read_state(folders[0])
+        for folder in reversed(folders):
+            try:
+                return read_state(folder)
+            except Damaged as error:
+                log.warning("%s; going back to the one before", error)
+        if folders:
+            again = f"t2ialign run {self.path / 'spec.toml'}"
+            raise Damaged(f"no checkpoint of {self.path} can be read; the run can only begin anew: {again}")
+        return None
 
     def newest_step(self) -> int | None:
         """Of the newest checkpoint."""
@@ -190,33 +227,18 @@ class RunDir:
 
     def save_best(self, step: int, state: State, value: float) -> None:
         """Write the folder ``best``: the state that is worth keeping so far, and by what value."""
-        _write_state(self.path / "best", step, state, value=value)
+        write_state(self.path / "best", step, state, value=value)
 
     def best_value(self) -> float | None:
         file = self.path / "best" / "state.json"
-        return json.loads(file.read_text(encoding="utf-8"))["value"] if file.exists() else None
+        return files.read_json(file)["value"] if file.exists() else None
 
     def load_best(self) -> tuple[int, State] | None:
-        return _read_state(self.path / "best") if (self.path / "best").exists() else None
+        return read_state(self.path / "best") if (self.path / "best").exists() else None
 
     def _checkpoints(self) -> list[Path]:
-        return sorted((self.path / "checkpoints").glob("step-*"))
-
-
-def _write_state(folder: Path, step: int, state: State, **more: float) -> None:
-    from t2ialign.storage.tensor_files import write_tensors
-
-    with files.new_folder(folder) as new:
-        write_tensors(new / "state.safetensors", state.tensors)
-        text = json.dumps({"step": step, "values": state.values, **more})
-        (new / "state.json").write_text(text, encoding="utf-8")
-
-
-def _read_state(folder: Path) -> tuple[int, State]:
-    from safetensors.torch import load_file
-
-    saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return saved["step"], State(load_file(folder / "state.safetensors"), saved["values"])
+        found = (self.path / "checkpoints").glob("step-*")
+        return sorted(found, key=lambda folder: (len(folder.name), folder.name))
 
 
 def environment(spec: Spec) -> dict[str, Any]:
