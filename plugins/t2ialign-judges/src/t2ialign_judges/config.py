@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from t2ialign.config import CHECKPOINT, Checkpoint, Config, Dtype
 from t2ialign.spec.prompts import data_of
-from t2ialign_judges import rules, texts
+from t2ialign_judges import presets, rules, texts, vqa
 from t2ialign_rewards.config import ServiceConfig, web_address
 
 
@@ -103,6 +104,7 @@ QUESTIONS = {
     "yes": 'Look at the picture. Does it show everything that this description says: "{prompt}"? Answer yes or no.',
     "number": 'How well does the picture show what this description says: "{prompt}"? Say in one sentence what is'
     " missing or wrong, then give a score from {least}, nothing of it, to {greatest}, all of it.",
+    "questions": "{question} Answer with one word.",
     "pairwise": 'Two pictures were made for this description: "{prompt}". Which one is better, the first or the second?'
     " Look at what the description asks for first, then at how well the picture is made. Say why in one sentence, then"
     " name the winner: 1, 2, or tie.",
@@ -155,10 +157,19 @@ class AskingConfig(ServiceConfig):
 class VlmJudgeConfig(AskingConfig):
     """``vlm-judge``: 0 to 1."""
 
-    form: Literal["yes", "number"] = Field(
+    preset: presets.Name | None = Field(
+        None,
+        description="a published judge: sets the options below and max_tokens, and asks in our words for what it was"
+        " trained to answer. Other options of the spec win over it, and a rubric or a question replaces its words",
+    )
+    form: Literal["yes", "number", "questions"] = Field(
         "yes",
         description="'yes': the probability that the answer is yes; 'number': a number that the model writes, as JSON"
-        " or where pattern finds it, mapped from scale to 0 to 1",
+        " or where pattern finds it, mapped from scale to 0 to 1; 'questions': the mean probability of the right"
+        " answers to the questions in a prompt's data (vqa_list)",
+    )
+    mean: Literal["arithmetic", "geometric"] = Field(
+        "arithmetic", description="form questions: how the probabilities of a prompt become one"
     )
     relative: bool = Field(
         True, description="form yes: P(yes) / (P(yes) + P(no)); false is P(yes) among all words, as in VQAScore"
@@ -170,7 +181,32 @@ class VlmJudgeConfig(AskingConfig):
         " trained on an answer of their own; default: JSON is asked for",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, table: Any) -> Any:
+        return presets.options(table.get("preset")) | table if isinstance(table, dict) else table
+
+    def reads(self) -> set[str]:
+        return {vqa.KEY} if self.form == "questions" else set()
+
+    def problem_with(self, prompt: str) -> str:
+        if self.form != "questions":
+            return ""
+        try:
+            vqa.questions(prompt)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        belongs = {"relative": "yes", "scale": "number", "pattern": "number", "mean": "questions"}
+        changed = [name for name in belongs if getattr(self, name) != type(self).model_fields[name].default]
+        idle = [name for name in changed if belongs[name] != self.form]
+        return super().remarks(prompts) + [f"{name} is not used by form = '{self.form}'" for name in idle]
+
     def usual_question(self) -> str:
+        if published := presets.question(self.preset, self.form):
+            return published
         least, greatest = (f"{value:g}" for value in self.scale)
         return QUESTIONS[self.form].replace("{least}", least).replace("{greatest}", greatest)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,16 +45,33 @@ def yes(top: Mapping[str, float], relative: bool) -> float:
     Raises:
         Unreadable: neither word is likely.
     """
-    shares = {"yes": 0.0, "no": 0.0}
-    for token, log_probability in top.items():
-        word = token.strip().strip("▁Ġ\"'*.").lower()
-        if word in shares:
-            shares[word] += math.exp(log_probability)
-    both = shares["yes"] + shares["no"]
-    if both == 0:
+    share, both = probability(top, {"yes"}, {"yes", "no"})
+    return share / both if relative else share
+
+
+def probability(top: Mapping[str, float], right: Set[str], kin: Set[str]) -> tuple[float, float]:
+    """The probability that the answer begins with one of some words, whatever their case and what stands around them.
+
+    Args:
+        top: see ``yes``.
+        kin: all words that would be an answer to the question; ``right`` are some of them.
+
+    Returns:
+        That of ``right``, 0 where no such word is among the likely ones, and that of ``kin``.
+
+    Raises:
+        Unreadable: no word of ``kin`` is likely.
+    """
+    shares = {token: math.exp(value) for token, value in top.items() if _word(token) in kin}
+    if not shares:
         likely = ", ".join(repr(token) for token in list(top)[:5]) or "nothing"
-        raise Unreadable(f"neither yes nor no is a likely answer, but {likely}")
-    return shares["yes"] / both if relative else shares["yes"]
+        words = "neither yes nor no is" if kin == {"yes", "no"} else "no number is"
+        raise Unreadable(f"{words} a likely answer, but {likely}")
+    return sum(share for token, share in shares.items() if _word(token) in right), sum(shares.values())
+
+
+def _word(token: str) -> str:
+    return token.strip().strip("▁Ġ\"'*.").lower()
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -140,5 +157,12 @@ def winner_schema() -> dict[str, Any]:
 
 
 def together(opinions: Sequence[Opinion]) -> Opinion:
-    """Several votes as one: the mean, and what the first had to say."""
+    """Several answers as one: the mean, and what the first had to say."""
     return Opinion(sum(one.value for one in opinions) / len(opinions), opinions[0].words)
+
+
+def to_all_questions(opinions: Sequence[Opinion], geometric: bool) -> Opinion:
+    """The answers to several questions as one, and which of them is the least likely to be right."""
+    values = [one.value for one in opinions]
+    mean = math.prod(values) ** (1 / len(values)) if geometric else sum(values) / len(values)
+    return Opinion(mean, min(opinions, key=lambda one: one.value).words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,8 +25,23 @@ from t2ialign_rewards.config import ServiceConfig
 from t2ialign_rewards.service import Patience, Service, bearer
 
 log = logging.getLogger(__name__)
-#: One thing that is asked: the images in their order, and what the answer is worth.
-Case = tuple[Sequence[Image.Image], Callable[[Reply], Opinion]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that is asked.
+
+    Attributes:
+        images: in their order.
+        worth: of the answer.
+        question: what {question} of the rubric becomes.
+    """
+
+    images: Sequence[Image.Image]
+    worth: Callable[[Reply], Opinion]
+    question: str = ""
+
+
 #: Options that decide how it is asked, not what comes out.
 MANNERS = ServiceConfig.model_fields.keys() | {"rubric", "question", "cache", "budget", "sampler"}
 
@@ -35,13 +51,20 @@ class Asking:
 
     Args:
         schema: of the JSON that is asked for; None: a word or a text.
+        join: makes one opinion of all answers about a row.
     """
 
     def __init__(
-        self, config: AskingConfig, label: str, device: torch.device, probabilities: bool, schema: Any = None
+        self,
+        config: AskingConfig,
+        label: str,
+        device: torch.device,
+        probabilities: bool,
+        schema: Any = None,
+        join: Callable[[Sequence[Opinion]], Opinion] = answers.together,
     ) -> None:
         self.config, self.label, self.device = config, label, device
-        self.probabilities, self.schema = probabilities, schema
+        self.probabilities, self.schema, self.join = probabilities, schema, join
         self.rubric = self._rubric()
         deciding = type(config).model_fields.keys() - MANNERS
         identity = {"rubric": self.rubric, **{name: str(getattr(config, name)) for name in sorted(deciding)}}
@@ -79,7 +102,7 @@ class Asking:
 
         Args:
             keys: names of the rows, by content.
-            cases: of each row, what is asked; the mean counts.
+            cases: of each row, what is asked.
             fresh: ask whatever was asked before, and remember nothing.
         """
         found: list[Opinion | None] = [None if fresh else self.memory.recall(key) for key in keys]
@@ -106,9 +129,9 @@ class Asking:
         for row in first.values():
             votes = [given[part] for part in wanted if part[0] == row and part in given]
             if len(votes) == sum(part[0] == row for part in wanted):
-                found[row] = answers.together(votes)
+                found[row] = opinion = self.join(votes)
                 if not fresh:
-                    self.memory.keep(keys[row], answers.together(votes))
+                    self.memory.keep(keys[row], opinion)
         return [found[first[key]] if key in first else found[row] for row, key in enumerate(keys)]
 
     def recalled(self, keys: Sequence[str]) -> list[Opinion | None]:
@@ -119,8 +142,8 @@ class Asking:
         if self.config.budget is not None and self.calls >= self.config.budget:
             raise Unavailable(f"{self.label}: the budget of {self.config.budget} calls is used up")
         self.calls += 1
-        text = self.rubric.replace("{prompt}", prompt)
-        return self.voice.begin(Question(case[0], text, self.probabilities, self.schema, seed))
+        text = self.rubric.replace("{question}", case.question).replace("{prompt}", prompt)
+        return self.voice.begin(Question(case.images, text, self.probabilities, self.schema, seed))
 
     def _read(
         self,
@@ -132,7 +155,7 @@ class Asking:
             for part, future in futures.items():
                 reply = future.result()
                 try:
-                    given[part] = wanted[part][1](reply)
+                    given[part] = wanted[part].worth(reply)
                 except Unreadable as error:
                     log.warning("%s: %s", self.label, error)
         finally:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 from PIL import Image
 from torch import Tensor
 
 from t2ialign.parts.reward import Reward
+from t2ialign_judges import vqa
 from t2ialign_judges.config import VlmJudgeConfig
 from t2ialign_judges.vlm import answers
 from t2ialign_judges.vlm.answers import Opinion, Reply
@@ -31,7 +32,10 @@ class VlmJudge(Reward):
         schema = None
         if config.form == "number" and config.pattern is None:
             schema = answers.number_schema(*config.scale)
-        return Asking(config, self.label, self.device, config.form == "yes", schema)
+        join = answers.together
+        if config.form == "questions":
+            join = partial(answers.to_all_questions, geometric=config.mean == "geometric")
+        return Asking(config, self.label, self.device, config.form != "number", schema, join)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores (B,), float32.
@@ -51,12 +55,24 @@ class VlmJudge(Reward):
     def _seen(self, images: Tensor, prompts: Sequence[str]) -> tuple[list[str], list[Image.Image]]:
         """Names of the rows by content, and the pictures that are shown."""
         pictures = [shrunk(image, self.config.side) for image in images]
-        return [key_of(str(prompt), picture) for prompt, picture in zip(prompts, pictures, strict=True)], pictures
+        return [key_of(self._asked(prompt), one) for prompt, one in zip(prompts, pictures, strict=True)], pictures
+
+    def _asked(self, prompt: str) -> str:
+        """All of a prompt that is asked about."""
+        return f"{prompt}\0{vqa.questions(prompt)}" if self.config.form == "questions" else str(prompt)
 
     def _opinions(self, images: Tensor, prompts: Sequence[str], fresh: bool) -> list[Opinion | None]:
         keys, pictures = self._seen(images, prompts)
-        cases: list[list[Case]] = [[([picture], self._worth)] for picture in pictures]
+        cases = [self._cases(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
         return self.asking.opinions(keys, [str(prompt) for prompt in prompts], cases, fresh)
+
+    def _cases(self, picture: Image.Image, prompt: str) -> list[Case]:
+        if self.config.form != "questions":
+            return [Case([picture], self._worth)]
+        return [
+            Case([picture], partial(_answered, question=question, answer=answer), question)
+            for question, answer in vqa.questions(prompt)
+        ]
 
     def _worth(self, reply: Reply) -> Opinion:
         config = self.config
@@ -66,3 +82,8 @@ class VlmJudge(Reward):
         if config.pattern is not None:
             return answers.matched(reply.text, config.pattern, *config.scale)
         return answers.number(reply.text, *config.scale)
+
+
+def _answered(reply: Reply, question: str, answer: str) -> Opinion:
+    value, _ = answers.probability(reply.top, vqa.spellings(answer), vqa.kin(answer))
+    return Opinion(value, f"{question} {answer} with a probability of {value:.3f}")

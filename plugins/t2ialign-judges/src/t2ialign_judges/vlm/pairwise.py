@@ -58,7 +58,8 @@ class VlmPairwise(ReferenceReward):
         for row in rows:
             key, mine, other = self._key(images[row], references[row], prompts[row])
             keys.append(key)
-            cases.append([([mine, other], partial(_preferred, place=1)), ([other, mine], partial(_preferred, place=2))])
+            orders = ([mine, other], partial(_preferred, place=1)), ([other, mine], partial(_preferred, place=2))
+            cases.append([Case(*order) for order in orders])
         opinions = self.asking.opinions(keys, [str(prompts[row]) for row in rows], cases, fresh=False)
         for row, opinion in zip(rows, opinions, strict=True):
             found[row] = opinion
