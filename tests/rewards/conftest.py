@@ -194,3 +194,51 @@ def hps_checkpoint(tmp_path_factory: pytest.TempPathFactory, golden: Callable[[s
     changed = weights | {"visual.proj": -weights["visual.proj"]}
     torch.save({"state_dict": changed}, folder / "HPS_v2.1_compressed.pt")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hpsv3_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen2-VL with HPSv3's head: HPSv3.safetensors in the released layout, config.json and tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("hpsv3")
+    special = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
+    words = [f"t{i:02d}" for i in range(20)] + special
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="t00"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }} {% for c in m['content'] %}{% if c['type'] == 'image' %}"
+        "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>"
+        "{% endfor %}"
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="t00", pad_token="<|im_end|>", additional_special_tokens=special
+    )
+    fast.chat_template = template
+    fast.save_pretrained(folder)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = Qwen2VLConfig(
+        text_config=heads
+        | {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+        | {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}},
+        vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
+        image_token_id=words.index("<|image_pad|>"),
+        vision_start_token_id=words.index("<|vision_start|>"),
+        vision_end_token_id=words.index("<|vision_end|>"),
+    )
+    sizes.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes.text_config.vocab_size = len(words) + 1  # as the authors resize it, with <|Reward|> the last
+    state = Qwen2VLForConditionalGeneration(sizes).state_dict()
+    head = {"0": (64, 32), "3": (16, 64), "5": (2, 16)}
+    for number, shape in head.items():
+        state[f"rm_head.{number}.weight"] = torch.randn(shape) / shape[1] ** 0.5
+        state[f"rm_head.{number}.bias"] = torch.randn(shape[0])
+    released = {  # transformers 4.45's names
+        key.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value.clone()
+        for key, value in state.items()
+    }
+    save_file(released, folder / "HPSv3.safetensors")
+    (folder / "rubric.txt").write_text("t01 t02 {prompt} t03 <|Reward|> t04\n")
+    return folder

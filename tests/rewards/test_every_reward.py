@@ -18,6 +18,7 @@ from t2ialign.spec.capabilities import capability_problems
 from t2ialign.spec.model import Chosen, ChosenReward
 from t2ialign.testing import check_reward
 from t2ialign_rewards import config
+from t2ialign_rewards.hpsv3 import HpsV3
 from t2ialign_rewards.imagereward import ImageReward
 
 PROMPTS = ["t05 t06 t07", "t08", "t05 t06 t07", "t09 t10 t11 t12 t13", "t14 t15", "t08"]
@@ -28,9 +29,21 @@ class TinyImageReward(ImageReward):
     text_heads = 4
 
 
+class TinyHpsV3(HpsV3):
+    pixels = 56 * 56
+
+
 @pytest.fixture(scope="module")
 def options(
-    tmp_path_factory, golden, clip_folder, pick_folder, hps_checkpoint, hps_base, write_clip_base, write_tokenizer
+    tmp_path_factory,
+    golden,
+    clip_folder,
+    pick_folder,
+    hps_checkpoint,
+    hps_base,
+    hpsv3_files,
+    write_clip_base,
+    write_tokenizer,
 ):
     """kind -> the options that point it at tiny weights."""
     folder = tmp_path_factory.mktemp("weights")
@@ -40,7 +53,7 @@ def options(
     torch.save(imagereward.below("weights."), folder / "ImageReward.pt")
     save_file(mps.below("weights."), folder / "MPS_overall.safetensors")
     base = str(write_clip_base(folder / "mps", mps.metadata["clip"]))
-    clip = str(clip_folder)
+    clip, hpsv3 = str(clip_folder), str(hpsv3_files)
     wide = wide_clip(folder / "wide", write_clip_base)
     return {
         "pickscore": {"model": str(pick_folder)},
@@ -49,6 +62,7 @@ def options(
         "clip-aesthetic": {"model": clip, "text": PROMPTS[0]},
         "no-artifacts": {"model": clip, "text": PROMPTS[3]},
         "hps": {"checkpoint": str(hps_checkpoint), "base": str(hps_base)},
+        "hpsv3": {"checkpoint": hpsv3, "base": hpsv3, "rubric": f"{hpsv3}/rubric.txt", "dtype": "float32"},
         "imagereward": {"checkpoint": str(folder / "ImageReward.pt"), "tokenizer": str(folder / "bert")},
         "aesthetic": {"model": wide},
         "mps": {"checkpoint": str(folder), "base": base},
@@ -78,15 +92,15 @@ def build(options):
     @cache
     def build(kind, **extra):
         declaration = plugins.registry().find("reward", kind)
-        target = TinyImageReward if kind == "imagereward" else declaration.load()
-        return target(declaration.config(**options[kind], **extra))
+        target = {"imagereward": TinyImageReward, "hpsv3": TinyHpsV3}.get(kind) or declaration.load()
+        return target(declaration.config(**options[kind] | extra))
 
     return build
 
 
 NETWORKS = [
     *("pickscore", "clipscore", "clip-text", "clip-aesthetic", "no-artifacts", "hps", "imagereward"),
-    *("aesthetic", "mps"),
+    *("aesthetic", "mps", "hpsv3"),
 ]
 LOCAL = [*NETWORKS, "jpeg-incompressibility", "jpeg-compressibility"]
 

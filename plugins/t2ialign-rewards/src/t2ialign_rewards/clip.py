@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 from t2ialign import checkpoints
 from t2ialign.errors import UsageError
 from t2ialign_rewards import weights
-from t2ialign_rewards.config import ClipConfig, NetworkConfig
+from t2ialign_rewards.config import ClipConfig, SquareConfig
 from t2ialign_rewards.preprocess import Preprocess, channel_statistics
 from t2ialign_rewards.text import Tokenizer, has_tokenizer
 
@@ -99,13 +99,13 @@ def clip_config(folder: Path) -> CLIPConfig:
     return CLIPConfig.from_pretrained(folder)
 
 
-def image_preprocess(config: NetworkConfig, folder: Path, size: int) -> Preprocess:
+def image_preprocess(config: SquareConfig, folder: Path, size: int) -> Preprocess:
     """Preprocessing of a model in ``folder`` with the options of ``config``."""
     return Preprocess(size, config.resize, config.interpolation, **channel_statistics(folder))
 
 
 def assemble(
-    clip: CLIPModel, config: NetworkConfig, folder: Path, words: Path, clean: Callable[[str], str] = str
+    clip: CLIPModel, config: SquareConfig, folder: Path, words: Path, clean: Callable[[str], str] = str
 ) -> ClipTower:
     """A model with its preprocessing from ``folder`` and its tokenizer from ``words``."""
     tokenizer = Tokenizer.load(words, clip.config.text_config.max_position_embeddings, clean)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from t2ialign.config import Checkpoint, Config, Dtype
+from t2ialign.config import CHECKPOINT, Checkpoint, Config, Dtype
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.spec import checkpoints
 
@@ -65,6 +65,11 @@ class NetworkConfig(Config):
     dtype: Dtype = Field("float32", description="dtype of the weights; scores are computed and returned in float32")
     micro_batch: int = Field(64, ge=1, description="images per forward pass; changes memory and speed, never scores")
     offload: bool = Field(False, description="keep the weights in CPU memory, on the device only while they are used")
+
+
+class SquareConfig(NetworkConfig):
+    """Options of the networks that look at squares."""
+
     resize: Resize = Field(
         "crop",
         description="to the model's square: 'crop' (shorter side, centre crop), 'letterbox' (longer side, zero"
@@ -73,7 +78,7 @@ class NetworkConfig(Config):
     interpolation: Interpolation = Field("bicubic", description="always antialiased")
 
 
-class ClipConfig(NetworkConfig):
+class ClipConfig(SquareConfig):
     """Options of the rewards that are a whole CLIP model in the transformers format."""
 
     model: Checkpoint = Field(CLIP_H, description="CLIP model: hub id, folder or 'pkg:<package>/<path>'")
@@ -145,7 +150,7 @@ class ClipDiversityConfig(ClipConfig):
         return []
 
 
-class HpsConfig(NetworkConfig):
+class HpsConfig(SquareConfig):
     """``hps``: cosine in the CLIP space of HPSv2, about 0.2 to 0.35."""
 
     version: Literal["v2", "v2.1"] = Field("v2.1", description="their values are not comparable")
@@ -161,7 +166,31 @@ class HpsConfig(NetworkConfig):
         return super().remarks(prompts) + cut(prompts, None, self.base)
 
 
-class ImageRewardConfig(NetworkConfig):
+class HpsV3Config(NetworkConfig):
+    """``hpsv3``: a real number; only differences mean something."""
+
+    checkpoint: Checkpoint = Field(
+        "MizzenAI/HPSv3", description="hub id or folder with HPSv3.safetensors, or that file"
+    )
+    base: Checkpoint = Field(
+        "Qwen/Qwen2-VL-7B-Instruct", description="Qwen2-VL whose config.json and tokenizer the weights belong to"
+    )
+    rubric: Annotated[str | None, CHECKPOINT] = Field(
+        None,
+        description="a text file with the authors' instruction: {prompt} becomes the prompt, and the score is read at"
+        " <|Reward|>. Default: an instruction of ours, whose scores do not compare with published ones",
+    )
+    dtype: Dtype = Field(
+        "bfloat16", description="dtype of the weights, bfloat16 as its authors use it; the head is float32"
+    )
+    micro_batch: int = Field(8, ge=1, description="images per forward pass; changes memory and speed, never scores")
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        ours = ["without the authors' instruction (rubric), its scores do not compare with published ones"]
+        return super().remarks(prompts) + (ours if self.rubric is None else [])
+
+
+class ImageRewardConfig(SquareConfig):
     """``imagereward``: about standard normal over generated images."""
 
     checkpoint: Checkpoint = Field(
@@ -173,7 +202,7 @@ class ImageRewardConfig(NetworkConfig):
         return super().remarks(prompts) + cut(prompts, IMAGEREWARD_TOKENS, self.tokenizer)
 
 
-class AestheticConfig(NetworkConfig):
+class AestheticConfig(SquareConfig):
     """``aesthetic``: 1 to 10, mostly 4 to 7; the prompt plays no part."""
 
     model: Checkpoint = Field("openai/clip-vit-large-patch14", description="CLIP model whose image embedding is read")
@@ -185,7 +214,7 @@ class AestheticConfig(NetworkConfig):
     )
 
 
-class MpsConfig(NetworkConfig):
+class MpsConfig(SquareConfig):
     """``mps``: about 5 to 16."""
 
     checkpoint: Checkpoint = Field(

@@ -64,6 +64,13 @@ def t2ialign_rewards(register: Callable[..., Any]) -> None:
         provides=DIFFERENTIABLE,
     )
     register(
+        "hpsv3",
+        "t2ialign_rewards.hpsv3:HpsV3",
+        config=config.HpsV3Config,
+        summary="HPSv3: human preference by a Qwen2-VL with a regression head",
+        provides=DIFFERENTIABLE,
+    )
+    register(
         "imagereward",
         "t2ialign_rewards.imagereward:ImageReward",
         config=config.ImageRewardConfig,

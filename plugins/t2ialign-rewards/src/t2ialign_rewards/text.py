@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ialign.errors import UsageError
+from t2ialign.spec import checkpoints
 
 log = logging.getLogger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
@@ -58,6 +59,18 @@ class Tokenizer:
                 )
             ids = ids[: self.limit - 1] + ids[-1:]
         return ids
+
+
+def read_words(reference: str, who: str) -> str:
+    """The text of a file that an option names.
+
+    Raises:
+        UsageError: it is no file; names ``who`` wants it.
+    """
+    path = checkpoints.local_path(reference)
+    if path is None or not path.is_file():
+        raise UsageError(f"{who}: rubric '{reference}' is no file")
+    return path.read_text(encoding="utf-8")
 
 
 def open_clip_clean(prompt: str) -> str:

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from t2ialign.errors import Unavailable, UsageError
-from t2ialign.spec.checkpoints import local_path
+from t2ialign.errors import Unavailable
 from t2ialign.storage.images import to_pil
 from t2ialign_judges.config import AskingConfig
 from t2ialign_judges.vlm import answers
@@ -23,6 +22,7 @@ from t2ialign_judges.vlm.memory import Memory
 from t2ialign_judges.vlm.voices import Endpoint, Local, Question, Voice
 from t2ialign_rewards.config import ServiceConfig
 from t2ialign_rewards.service import Patience, Service, bearer
+from t2ialign_rewards.text import read_words
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +90,7 @@ class Asking:
         config = self.config
         if config.rubric is None:
             return config.question or config.usual_question()
-        path = local_path(config.rubric)
-        if path is None or not path.is_file():
-            raise UsageError(f"{self.label}: rubric '{config.rubric}' is no file")
-        return path.read_text(encoding="utf-8")
+        return read_words(config.rubric, self.label)
 
     def opinions(
         self, keys: Sequence[str], prompts: Sequence[str], cases: Sequence[Sequence[Case]], fresh: bool
