@@ -21,8 +21,10 @@ class Server(ThreadingHTTPServer):
     Attributes:
         plan: what the next requests meet: a status, a fault by name, bytes to answer with, or an object; then answers
             are right.
+        health: what GET requests meet.
         requests: the bodies so far, as JSON where they are.
         headers: of each.
+        looks: paths of GET requests so far.
         connections: accepted so far.
         busiest: most requests that were under way at once.
     """
@@ -35,6 +37,8 @@ class Server(ThreadingHTTPServer):
         self.plan: list[Any] = []
         self.requests: list[Any] = []
         self.headers: list[Any] = []
+        self.looks: list[str] = []
+        self.health: Any = 404
         self.delay = 0.0
         self.connections = self.under_way = self.busiest = 0
         self.lock = threading.Lock()
@@ -58,7 +62,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.connections += 1
 
     def do_GET(self) -> None:
-        self._send(200, b"{}")
+        with self.server.lock:
+            self.server.looks.append(self.path)
+        self._meet(self.server.health, None)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -71,7 +71,7 @@ def main() -> None:
     images, prompts = photographs(), ["a photograph"] * IMAGES
     url = f"http://127.0.0.1:{PORT}/rewards"
     ways: dict[str, Callable[[], list[float]]] = {"before 0.2": lambda: before(url, images, prompts)}
-    for send in ("png", "uint8", "float32"):
+    for send in ("auto", "png", "uint8", "float32"):
         client = Remote(RemoteConfig(url=url, send=send, batch=BATCH))
         ways[f'send = "{send}"'] = lambda client=client: client.score(images, prompts).tolist()
     with tempfile.TemporaryDirectory() as folder:

@@ -91,6 +91,15 @@ def png_base64(image: Tensor) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def speaks(health: bytes) -> bool:
+    """Whether what ``GET /health`` gave is the answer of a server that speaks this version."""
+    try:
+        found = json.loads(health)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.get("protocol") == VERSION and isinstance(found.get("rewards"), list)
+
+
 def answered(body: bytes, count: int, missing: bool = False) -> list[float]:
     """The scores in an answer.
 

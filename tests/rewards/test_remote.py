@@ -52,7 +52,7 @@ def test_scores_in_batches_at_the_same_time_on_few_connections(server):
     assert [len(request["images"]) for request in server.requests] == [2] * 12
     assert {own["number"] for request in server.requests for own in request["metadata"]} == set(range(8))
     assert server.busiest == 4
-    assert server.connections == 4
+    assert server.connections == 5  # one of them asked for /health
 
 
 FAULTS = [
@@ -227,3 +227,66 @@ def test_addresses_of_this_machine_never_go_through_a_proxy(server, monkeypatch)
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")  # where nobody listens
     assert remote(server, wait=0.0, timeout=5.0).score(WHITE, ["ab"]).tolist() == [3.0]
+
+
+TENSORS = b'{"scores": [3.0]}'
+
+
+def test_tensors_are_sent_to_our_own_server_and_it_is_asked_once(server):
+    server.health = {"protocol": 1, "rewards": ["brightness"], "waiting": 0}
+    server.plan = [TENSORS] * 3
+    reward = remote(server)
+    for _ in range(3):
+        assert reward.score(WHITE, ["ab"]).tolist() == [3.0]
+    assert server.looks == ["/health"]
+    assert all(isinstance(request, bytes) and b"request" in request for request in server.requests)
+    assert {headers["Content-Type"] for headers in server.headers} == {"application/x-safetensors"}
+
+
+STRANGE = [
+    *(404, 500, (302, "http://127.0.0.1:9/"), "hang", "drop", "cut", "no http", "huge", "slow body", b"", b"[]", b"ok"),
+    *({}, {"status": "ok"}, {"protocol": 2, "rewards": []}, {"protocol": 1, "rewards": "x"}),
+]
+
+
+@pytest.mark.parametrize("health", STRANGE, ids=str)
+def test_another_server_gets_png_and_loses_no_more_than_a_moment(server, health, monkeypatch):
+    monkeypatch.setattr("t2ialign_rewards.service.INTRODUCTION", 0.3)
+    server.health = health
+    reward = remote(server, retries=0)
+    started = time.monotonic()
+    assert [reward.score(WHITE, ["ab"]).tolist() for _ in range(3)] == [[3.0]] * 3
+    assert time.monotonic() - started < LONG / 2
+    assert len(server.looks) == 1
+    assert len(server.requests) == 3
+
+
+def test_of_several_servers_one_of_another_kind_decides(server):
+    with serving(brightness) as other:
+        server.health = {"protocol": 1, "rewards": []}
+        reward = remote(server, url=[server.url, other.url], batch=1)
+        assert reward.score(WHITE.expand(4, -1, -1, -1), ["ab"] * 4).tolist() == [3.0] * 4
+        assert [len(server.looks), len(other.looks)] == [1, 1]
+
+
+def test_a_server_that_is_away_at_first_is_asked_when_it_is_there():
+    port = free_port()
+    reward = Remote(RemoteConfig(url=f"http://127.0.0.1:{port}/score", backoff=0.05, wait=30.0))
+    found = []
+    asking = threading.Thread(target=lambda: found.append(reward.score(WHITE, ["ab"]).tolist()))
+    asking.start()
+    time.sleep(0.3)
+    with serving(brightness, port) as server:
+        server.health = {"protocol": 1, "rewards": []}
+        asking.join(timeout=20)
+        server.plan = [TENSORS]
+        assert [*found, reward.score(WHITE, ["ab"]).tolist()] == [[3.0]] * 2
+        assert [isinstance(request, bytes) for request in server.requests] == [False, True]
+
+
+def test_what_the_spec_says_is_sent_without_a_look(server):
+    server.plan = [200, TENSORS]
+    for send in ("png", "float32"):
+        assert remote(server, send=send).score(WHITE, ["ab"]).tolist() == [3.0]
+    assert server.looks == []
+    assert [isinstance(request, bytes) for request in server.requests] == [False, True]

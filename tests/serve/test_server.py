@@ -78,7 +78,7 @@ def remote(url, **options):
 IMAGES = torch.rand(3, 3, 8, 6, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("send", ["png", "uint8", "float32"])
+@pytest.mark.parametrize("send", ["auto", "png", "uint8", "float32"])
 def test_the_server_gives_the_rewards_own_scores(world, send):
     url, reward = world
     prompts = [Prompt("a", {"bonus": 1}), "b", Prompt("c", {"bonus": -2})]

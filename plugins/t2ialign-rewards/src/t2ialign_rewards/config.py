@@ -272,10 +272,11 @@ class RemoteConfig(ServiceConfig):
     url: str | list[str] = Field(description="where to POST; a list: of several servers that give the same scores")
     reward: str | None = Field(None, description="which of a server's rewards; default: its only one")
     batch: int = Field(16, ge=1, description="images per request")
-    send: Literal["png", "uint8", "float32"] = Field(
-        "png",
-        description="images as PNG in JSON, which any service reads, or as tensors, which 't2ialign serve' reads:"
-        " faster, and with 'float32' exact",
+    send: Literal["auto", "png", "uint8", "float32"] = Field(
+        "auto",
+        description="images as PNG in JSON, which any service reads ('png'), or as tensors for 't2ialign serve':"
+        " 'uint8', the same pixels and faster, or 'float32', exact. 'auto' asks GET /health once: uint8 for 't2ialign"
+        " serve', png for any other",
     )
 
     @field_validator("url")

@@ -51,18 +51,16 @@ class Remote(Reward):
 
     def _ask(self, images: Tensor, prompts: Sequence[str]) -> Answers:
         pictures, config = images.detach().cpu(), self.config
-        return [
-            self._request(pictures[rows], prompts[rows], config.send, config.reward)
-            for rows in split(len(images), config.batch)
-        ]
+        return [self._request(pictures[rows], prompts[rows]) for rows in split(len(images), config.batch)]
 
-    def _request(
-        self, images: Tensor, prompts: Sequence[str], send: protocol.Send, reward: str | None
-    ) -> Future[list[float]]:
-        missing = self.may_miss
+    def _request(self, images: Tensor, prompts: Sequence[str]) -> Future[list[float]]:
+        config, missing = self.config, self.may_miss
 
-        def body() -> bytes:
-            return protocol.ask(images, prompts, send, reward, missing)[0]
+        def body() -> tuple[bytes, str]:
+            send = config.send
+            if send == "auto":
+                send = "uint8" if self.service.ours else "png"
+            return protocol.ask(images, prompts, send, config.reward, missing)
 
         def read(answer: bytes) -> list[float]:
             try:
@@ -70,7 +68,7 @@ class Remote(Reward):
             except protocol.ProtocolError as error:
                 raise Wrong(f"the answer {error}") from error
 
-        return self.service.begin(body, protocol.JSON if send == "png" else protocol.TENSORS, read)
+        return self.service.begin(body, read)
 
     @cached_property
     def service(self) -> Service:
@@ -79,4 +77,5 @@ class Remote(Reward):
         patience = Patience(
             config.timeout, config.silence or config.timeout, config.retries, config.backoff, config.wait
         )
-        return Service(urls, patience, bearer(config.token_variable, self.label), config.concurrency)
+        headers = bearer(config.token_variable, self.label)
+        return Service(urls, patience, headers, config.concurrency, introduced=config.send == "auto")

@@ -15,11 +15,12 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx2 as httpx
 
 from t2ialign.errors import RewardError, Unavailable, UsageError
+from t2ialign.serve import protocol
 from t2ialign.serve.protocol import shown
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ LONGEST_PAUSE = 30.0
 OWN_ADDRESSES = ("all://localhost", "all://127.0.0.1", "all://[::1]")
 #: Seconds for which a server that failed is asked only where no other is there.
 AVOIDED = 5.0
+#: Seconds in which a server says whether it speaks our protocol; ours does so at once, whatever else it is doing.
+INTRODUCTION = 2.0
 
 
 @dataclass(frozen=True)
@@ -72,29 +75,40 @@ class Service:
         urls: of all servers; a request goes to the one with the fewest under way, and after a failure to another.
         headers: sent with every request.
         concurrency: requests under way at once, for each server.
+        introduced: ask every server once, before the first request, whether it speaks our protocol.
+
+    Attributes:
+        ours: whether all of them do; False while one has not been asked.
     """
 
     def __init__(
-        self, urls: Sequence[str], patience: Patience, headers: Mapping[str, str] | None = None, concurrency: int = 4
+        self,
+        urls: Sequence[str],
+        patience: Patience,
+        headers: Mapping[str, str] | None = None,
+        concurrency: int = 4,
+        introduced: bool = False,
     ) -> None:
         self.urls, self.patience, self.headers = list(urls), patience, dict(headers or {})
         self.concurrency = concurrency
+        self.ours = False
+        self._strangers = list(self.urls) if introduced else []
         self._under_way = dict.fromkeys(self.urls, 0)
         self._failed_at = dict.fromkeys(self.urls, float("-inf"))
         self._client: httpx.AsyncClient | None = None
         self._slots: asyncio.Semaphore | None = None
+        self._introducing = asyncio.Lock()
 
-    def begin(self, body: Callable[[], bytes], kind: str, read: Callable[[bytes], T]) -> Future[T]:
+    def begin(self, body: Callable[[], tuple[bytes, str]], read: Callable[[bytes], T]) -> Future[T]:
         """Start one request; it runs while others work.
 
         Args:
-            body: makes the request's body, on another thread.
-            kind: its content type.
+            body: makes the request's body and its content type, on another thread.
             read: makes an answer of a body; raises ``Wrong`` where it is none.
         """
-        return _run(self._ask(body, kind, read))
+        return _run(self._ask(body, read))
 
-    async def _ask(self, body: Callable[[], bytes], kind: str, read: Callable[[bytes], T]) -> T:
+    async def _ask(self, body: Callable[[], tuple[bytes, str]], read: Callable[[bytes], T]) -> T:
         """
         Raises:
             RewardError: a server refuses, or no try succeeded.
@@ -108,7 +122,9 @@ class Service:
             self._slots = asyncio.Semaphore(self.concurrency * len(self.urls))
         assert self._slots is not None
         async with self._slots:
-            content = await asyncio.to_thread(body)
+            async with self._introducing:
+                await self._introduce(self._client)
+            content, kind = await asyncio.to_thread(body)
             failures = absences = 0
             away_since: float | None = None
             while True:
@@ -139,6 +155,15 @@ class Service:
                 if absences + failures >= len(self.urls):  # else another server is asked at once
                     await asyncio.sleep(pause)
 
+    async def _introduce(self, client: httpx.AsyncClient) -> None:
+        """Ask those that have not answered yet; one that is away is asked again at the next request."""
+        while self._strangers:
+            answer = await _health(client, urljoin(self._strangers[0], "health"), self.headers)
+            if answer is None:
+                return
+            self._strangers = self._strangers[1:] if protocol.speaks(answer) else []  # one foreign server decides
+            self.ours = not self._strangers and protocol.speaks(answer)
+
     def _next(self) -> str:
         """The server with the fewest requests under way, among those that did not just fail if there are any."""
         now = time.monotonic()
@@ -167,6 +192,20 @@ class Service:
         if status < 500:
             raise RewardError(f"{place(url)} refused the request: {said}")
         raise Wrong(said)
+
+
+async def _health(client: httpx.AsyncClient, url: str, headers: Mapping[str, str]) -> bytes | None:
+    """What a server says of itself, b"" for nothing that can be read in time; None: it is away."""
+    try:
+        async with asyncio.timeout(INTRODUCTION):
+            # A foreign server may be one that has a single connection at a time.
+            async with client.stream("GET", url, headers={**headers, "Connection": "close"}) as response:
+                body = await _bounded(response)
+                return body if response.status_code == 200 else b""
+    except httpx.ConnectError:
+        return None
+    except (httpx.HTTPError, Wrong, TimeoutError):
+        return b""
 
 
 async def _bounded(response: httpx.Response) -> bytes:

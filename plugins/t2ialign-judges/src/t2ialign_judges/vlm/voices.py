@@ -56,7 +56,7 @@ class Endpoint:
         self.service, self.settings, self.most_tokens = service, settings, most_tokens
 
     def begin(self, question: Question) -> Future[Reply]:
-        return self.service.begin(lambda: self.request(question), JSON, reader(question.probabilities))
+        return self.service.begin(lambda: (self.request(question), JSON), reader(question.probabilities))
 
     def request(self, question: Question) -> bytes:
         pictures = [{"type": "image_url", "image_url": {"url": data_uri(image)}} for image in question.images]
