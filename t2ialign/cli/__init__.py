@@ -11,6 +11,9 @@ import typer
 
 from t2ialign import __version__
 from t2ialign.cli import authoring, inspecting, reporting, results, running, serving, starting
+from t2ialign.cli.machine.doctor import doctor
+from t2ialign.cli.machine.estimate import estimate
+from t2ialign.cli.machine.runs import runs
 from t2ialign.cli.score import score
 from t2ialign.cli.studies.bench import bench
 from t2ialign.errors import T2IAlignError, culprit
@@ -28,6 +31,9 @@ for command in (
     running.resume,
     inspecting.validate,
     inspecting.plugins,
+    estimate,
+    doctor,
+    runs,
     starting.schema,
     starting.init,
     results.sample,

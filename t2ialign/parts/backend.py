@@ -48,11 +48,22 @@ class Backend(Part, ABC):
     role = "backend"
     Config: ClassVar[type[BackendConfig]] = BackendConfig
     info: BackendInfo
+    #: True when the backend can be built on the device "meta", where it needs no weights: ``encode``, ``noise`` and
+    #: ``generate`` then give tensors of the right shapes without values. What a run takes is estimated with it.
+    has_outline: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def trainable(self) -> nn.Module:
         """The network that LoRA adapts."""
+
+    def resident(self) -> dict[str, int]:
+        """Bytes of weights on the device while images are drawn, by component; without the LoRA."""
+        return {"network": sum(tensor.nbytes for tensor in self.trainable.state_dict().values())}
+
+    def text_bytes(self) -> int:
+        """Bytes of the text encoders' weights, which are on the device before the network is."""
+        return 0
 
     @property
     def adapted(self) -> nn.Module:

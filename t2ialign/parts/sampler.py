@@ -75,7 +75,7 @@ def checked_latents(sampler: Sampler, latents: Tensor, noise: Tensor) -> Tensor:
         raise PartError(f"{sampler.label} returned {shape}, must be latents of shape {tuple(noise.shape)}")
     if not latents.is_floating_point():
         raise PartError(f"{sampler.label} returned {latents.dtype}, must be floating-point latents")
-    if not sampler.looked_at and not bool(latents.isfinite().all()):
+    if not sampler.looked_at and not latents.is_meta and not bool(latents.isfinite().all()):
         raise PartError(
             f"{sampler.label} returned latents that are not finite; if the backend's denoiser is why, try a wider dtype"
         )

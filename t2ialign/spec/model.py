@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -49,6 +49,7 @@ class Plan:
         images_per_step: images generated and scored in one step.
         notes: further derived numbers, each shown as ``name: value``.
         evaluations: network evaluations of one image; None: the sampler's. A search needs more.
+        kept_images: images of a step that are in memory at once; None: all of them.
         image_cost: what an evaluated image costs, in images of a step; more where delivering one means a search.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     notes: dict[str, str] = field(default_factory=dict)
     evaluations: int | None = None
     image_cost: float = 1.0
+    kept_images: int | None = None
 
 
 class OptimizerConfig(Config):
@@ -71,6 +73,13 @@ class OptimizerConfig(Config):
             UsageError: the spec asks for something that this optimizer cannot do.
         """
         return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
+
+    def keeps(self) -> Literal["nothing", "network", "image"]:
+        """What is kept for a backward pass: nothing, a call of the network, or all the way from noise to reward."""
+        needs = self.requires()
+        if "differentiable" in needs.get("reward", set()):
+            return "image"
+        return "network" if "differentiable" in needs.get("backend", set()) else "nothing"
 
     def further_prompts(self, spec: Spec) -> list[str]:
         """Texts besides the training and evaluation prompts that the optimizer draws: they are encoded with those."""

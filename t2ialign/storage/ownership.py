@@ -37,6 +37,21 @@ def owned(run: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_owned(run: Path) -> bool:
+    """Whether a process is at a run directory now."""
+    if not (run / ".owner.json").exists():
+        return False
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # not ours to lock
+        return False
+    lock.release()
+    return False
+
+
 def _described(owner: Path) -> str:
     try:
         found = json.loads(owner.read_text(encoding="utf-8"))

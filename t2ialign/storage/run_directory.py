@@ -16,6 +16,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+import tomli
+
 from t2ialign import places, plugins
 from t2ialign.errors import UsageError
 from t2ialign.spec import parse as specs
@@ -139,6 +141,14 @@ class RunDir:
     def spec(self, overrides: Sequence[str] = ()) -> Spec:
         """The resolved spec."""
         return specs.load(self.path / "spec.toml", overrides)
+
+    def tree(self) -> dict[str, Any]:
+        """``spec.toml`` as it is, without the parts that it names.
+
+        Raises:
+            ValueError: no TOML.
+        """
+        return tomli.loads((self.path / "spec.toml").read_text(encoding="utf-8"))
 
     def revisions(self) -> dict[str, str]:
         """Commits of hub repositories that the run has used, as ``checkpoints.commits`` has them."""

@@ -25,7 +25,7 @@ storage
 parts lora
 problem
 evaluation report serve
-trackers
+trackers estimate
 run
 bench
 testing

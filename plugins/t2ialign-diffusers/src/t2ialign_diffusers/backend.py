@@ -30,11 +30,12 @@ from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_diffusers.cards import DECODER_LORA_FILE, CardCalls
 from t2ialign_diffusers.compilation import compile_forward
 from t2ialign_diffusers.config import DiffusersConfig
-from t2ialign_diffusers.folder import check_complete, open_checkpoint, read_json
+from t2ialign_diffusers.folder import check_complete, open_checkpoint, open_outline, read_json
 from t2ialign_diffusers.lora_names import Originals, to_kohya, to_modules
 from t2ialign_diffusers.merging import merge_base, write_fused
 from t2ialign_diffusers.offload import TakingTurns
 from t2ialign_diffusers.originals import originals
+from t2ialign_diffusers.outline import outline, resident, rows_without_values, size, text_networks
 from t2ialign_diffusers.quantization import quantize
 from t2ialign_diffusers.recompute import blocks, recompute_blocks
 from t2ialign_diffusers.text import TextComponents
@@ -68,9 +69,12 @@ class DiffusersBackend(CardCalls, Backend):
     row_names: ClassVar[tuple[str, ...]] = ("prompt_embeds",)
     ragged: ClassVar[dict[str, str]] = {}
     encode_micro_batch: ClassVar[int] = 8
+    has_outline: ClassVar[bool] = True
 
     def __init__(self, config: DiffusersConfig, device: torch.device | str = "cpu") -> None:
         """Find and check the checkpoint; no weight is loaded yet.
+
+        On the device "meta" there never is one: configurations are all that is fetched and read.
 
         Raises:
             UsageError: the checkpoint is missing, incomplete or of another pipeline.
@@ -78,15 +82,50 @@ class DiffusersBackend(CardCalls, Backend):
         super().__init__(config, device)
         self.turns: TakingTurns | None = None
         self._component_configs: dict[str, dict[str, Any]] = {}
-        parts = (*self.text_components, self.trained_component, "vae", "scheduler")
-        self.folder = open_checkpoint(
-            config.checkpoint, config.revision, self.pipeline_names, parts, self.weightless, config.variant
-        )
+        text, parts = self.text_components, (self.trained_component, "vae", "scheduler")
+        if self.is_outline:
+            self.folder = open_outline(config.checkpoint, config.revision, self.pipeline_names, parts, text)
+        else:
+            self.folder = open_checkpoint(
+                config.checkpoint,
+                config.revision,
+                self.pipeline_names,
+                (*text, *parts),
+                self.weightless,
+                config.variant,
+            )
+
+    @property
+    def is_outline(self) -> bool:
+        """Whether this is a model without weights, for questions about its size."""
+        return self.device.type == "meta"
 
     @cached_property
     def pipeline(self) -> Any:
         """The diffusers pipeline without its text encoders, on the device, frozen; loaded on first use."""
         dtypes = {self.trained_component: self.config.dtype, "vae": self.config.vae_dtype or self.stable_dtype}
+        if self.is_outline:
+            folders = {self.trained_component: self.network_settings, "vae": self.folder / "vae"}
+            with quiet_libraries():
+                pipeline = outline(folders, dtypes)
+        else:
+            pipeline = self._loaded(dtypes)
+        parts = {"network": getattr(pipeline, self.trained_component), "decoder": pipeline.vae}
+        for part, module in parts.items():
+            if part in self.config.gradient_checkpointing:
+                recompute_blocks(module)
+        if self.config.vae_slicing:
+            pipeline.vae.enable_slicing()
+        if self.config.vae_tiling:
+            pipeline.vae.enable_tiling()
+        if self.config.compile != "none" and not self.is_outline:
+            networks = [] if self.config.compile == "decoder" else [parts["network"]]
+            for module in (*networks, pipeline.vae.decoder):  # the decoder, for nobody calls the autoencoder
+                compile_forward(module, "default" if self.config.compile == "decoder" else self.config.compile)
+        return pipeline
+
+    def _loaded(self, dtypes: dict[str, str]) -> Any:
+        """Network and autoencoder with their weights, on the device, frozen."""
         pipeline = self._load(self.text_components, dtypes, **self.own_components())
         parts = {"network": getattr(pipeline, self.trained_component), "decoder": pipeline.vae}
         if self.trained_component not in self.weightless:
@@ -99,17 +138,6 @@ class DiffusersBackend(CardCalls, Backend):
         for module in parts.values():
             module.eval().requires_grad_(False)
         self._place(**parts)
-        for part, module in parts.items():
-            if part in self.config.gradient_checkpointing:
-                recompute_blocks(module)
-        if self.config.vae_slicing:
-            pipeline.vae.enable_slicing()
-        if self.config.vae_tiling:
-            pipeline.vae.enable_tiling()
-        if self.config.compile != "none":
-            networks = [] if self.config.compile == "decoder" else [parts["network"]]
-            for module in (*networks, pipeline.vae.decoder):  # the decoder, for nobody calls the autoencoder
-                compile_forward(module, "default" if self.config.compile == "decoder" else self.config.compile)
         return pipeline
 
     def _place(self, network: nn.Module, decoder: Any) -> None:
@@ -124,6 +152,24 @@ class DiffusersBackend(CardCalls, Backend):
     def own_components(self) -> dict[str, Any]:
         """Components that replace the checkpoint's own."""
         return {}
+
+    @property
+    def network_settings(self) -> Path:
+        """Folder of the trained network's config.json."""
+        return self.folder / self.trained_component
+
+    def text_bytes(self) -> int:
+        with quiet_libraries():
+            return sum(map(size, text_networks(self.folder, self.text_components, self.stable_dtype)))
+
+    def resident(self) -> dict[str, int]:
+        network, decoder = self.trainable, self.pipeline.vae
+        units = list(blocks(network)) if self.config.offload == "blocks" else [network]
+        return resident(network, decoder, self.config.quantization, self.config.offload, units)
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of a row that ``encode_batch`` gives, of the longest prompt."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how large its embeddings are")
 
     @property
     def trainable(self) -> nn.Module:
@@ -158,7 +204,9 @@ class DiffusersBackend(CardCalls, Backend):
         """The JSON settings of a component."""
         if name not in self._component_configs:
             file = f"{name}_config.json" if name in ("scheduler", "tokenizer") else "config.json"
-            self._component_configs[name] = read_json(self.folder / name / file)
+            path = self.folder / name / file
+            absent = self.is_outline and not path.is_file()
+            self._component_configs[name] = {} if absent else read_json(path)
         return self._component_configs[name]
 
     # Text
@@ -172,6 +220,8 @@ class DiffusersBackend(CardCalls, Backend):
         return {}
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
+        if self.is_outline:
+            return rows_without_values(prompts, self.row_shapes(), self.ragged, self.stable_dtype)
         cache = EmbedsCache(
             {
                 "pipeline": self.pipeline_names[0],

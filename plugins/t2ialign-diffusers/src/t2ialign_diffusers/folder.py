@@ -51,11 +51,7 @@ def open_checkpoint(
     heavy = [part for part in components if part not in weightless]
     folder = fetch(reference, revision, settings, heavy, variant)
     where = f"checkpoint '{reference}'"
-    if not (folder / "model_index.json").is_file():
-        raise UsageError(f"{where} is no diffusers checkpoint: it has no model_index.json")
-    found = read_json(folder / "model_index.json").get("_class_name", "")
-    if found not in pipelines:
-        raise UsageError(f"{where} is a {found or 'nameless pipeline'}; this backend loads {' or '.join(pipelines)}")
+    _check_pipeline(folder, where, pipelines)
     for part in components:
         if not any((folder / part).glob("*.json")):
             raise UsageError(f"{where} has no component '{part}'")
@@ -65,6 +61,24 @@ def open_checkpoint(
     if variant and not any(variant in weights_by_variant(folder / part) for part in models):
         raise UsageError(f"{where} has no weights of the variant '{variant}' (backend.variant)")
     return folder
+
+
+def open_outline(
+    reference: str, revision: str | None, pipelines: Collection[str], components: Sequence[str], text: Sequence[str]
+) -> Path:
+    """As ``open_checkpoint``, of a checkpoint of which only the settings are read; those of ``text`` may be missing."""
+    patterns = ["model_index.json", *(f"{part}/{file}" for part in (*components, *text) for file in _SETTINGS)]
+    folder = checkpoints.resolve(reference, revision, patterns)
+    _check_pipeline(folder, f"checkpoint '{reference}'", pipelines)
+    return folder
+
+
+def _check_pipeline(folder: Path, where: str, pipelines: Collection[str]) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise UsageError(f"{where} is no diffusers checkpoint: it has no model_index.json")
+    found = read_json(folder / "model_index.json").get("_class_name", "")
+    if found not in pipelines:
+        raise UsageError(f"{where} is a {found or 'nameless pipeline'}; this backend loads {' or '.join(pipelines)}")
 
 
 def fetch(

@@ -125,7 +125,8 @@ class EvolutionConfig(LoraOptimizerConfig):
             notes["gain"] = (
                 f"none: it takes {ENOUGH_MEMBERS} members and {ENOUGH_IMAGES} images of each to tell signal from chance"
             )
-        return Plan(spec.run.steps, self.population * images, notes)
+        kept = members * min(images, spec.run.micro_batch)
+        return Plan(spec.run.steps, self.population * images, notes, kept_images=kept)
 
 
 class OpenESConfig(EvolutionConfig):

@@ -43,6 +43,9 @@ class SanaText(DiffusersBackend):
             "complex_human_instruction": self.config.complex_human_instruction,
         }
 
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt_embeds": (self.max_sequence_length, self.component_config("transformer")["caption_channels"])}
+
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         call = inspect.signature(type(pipeline).__call__).parameters
         instruction = call["complex_human_instruction"].default if self.config.complex_human_instruction else None

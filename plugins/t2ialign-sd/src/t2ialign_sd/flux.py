@@ -53,6 +53,13 @@ class Flux(GuidedBackend):
     def encoding(self) -> dict[str, Any]:
         return {"max_sequence_length": self.max_sequence_length}
 
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        network = self.component_config("transformer")
+        return {
+            "prompt_embeds": (self.max_sequence_length, network["joint_attention_dim"]),
+            "pooled_prompt_embeds": (network["pooled_projection_dim"],),
+        }
+
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         embeds, pooled, _ = pipeline.encode_prompt(
             prompts, device=self.device, max_sequence_length=self.max_sequence_length

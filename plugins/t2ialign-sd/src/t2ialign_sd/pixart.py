@@ -32,12 +32,14 @@ class PixArtDmd(GuidedBackend):
     def __init__(self, config: PixArtDmdConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         settings = ("transformer/*.json", "scheduler/*.json")
-        self.network_folder = fetch(config.network_checkpoint, None, settings, ["transformer"])
+        heavy = [] if self.is_outline else ["transformer"]
+        self.network_folder = fetch(config.network_checkpoint, None, settings, heavy)
         where = f"backend.network_checkpoint = '{config.network_checkpoint}'"
         for file in ("transformer/config.json", "scheduler/scheduler_config.json"):
             if not (self.network_folder / file).is_file():
                 raise UsageError(f"{where} has no {file}")
-        check_weights(self.network_folder / "transformer", where)
+        if not self.is_outline:
+            check_weights(self.network_folder / "transformer", where)
         network = read_json(self.network_folder / "transformer" / "config.json")
         side = self.latent_side(default=network["sample_size"])
         self.info = BackendInfo(
@@ -72,6 +74,14 @@ class PixArtDmd(GuidedBackend):
 
     def encoding(self) -> dict[str, Any]:
         return {"max_sequence_length": self.config.max_sequence_length}
+
+    @property
+    def network_settings(self) -> Path:
+        return self.network_folder / "transformer"
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        channels = self.component_config("transformer")["caption_channels"]
+        return {"prompt_embeds": (self.config.max_sequence_length, channels)}
 
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         embeds, masks, _, _ = pipeline.encode_prompt(

@@ -14,6 +14,7 @@ from t2ialign.tensors.paths import FlowPath
 from t2ialign_diffusers.guided import GuidedBackend
 from t2ialign_diffusers.scheduler import flow_path
 from t2ialign_sd.config import Sd3Config
+from t2ialign_sd.unet import CLIP_TOKENS
 
 
 class StableDiffusion3(GuidedBackend):
@@ -52,6 +53,11 @@ class StableDiffusion3(GuidedBackend):
 
     def encoding(self) -> dict[str, Any]:
         return {"max_sequence_length": self.config.max_sequence_length}
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        network, length = self.component_config("transformer"), CLIP_TOKENS + self.config.max_sequence_length
+        pooled = network["pooled_projection_dim"]
+        return {"prompt_embeds": (length, network["joint_attention_dim"]), "pooled_prompt_embeds": (pooled,)}
 
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         embeds, _, pooled, _ = pipeline.encode_prompt(

@@ -17,6 +17,9 @@ from t2ialign_diffusers.guided import GuidedBackend
 from t2ialign_diffusers.scheduler import vp_path
 from t2ialign_sd.config import UnetConfig
 
+#: CLIP's text encoders see so many tokens of every prompt.
+CLIP_TOKENS = 77
+
 
 class StableDiffusion(GuidedBackend):
     """StableDiffusionPipeline: a UNet on a VP path, CLIP text, AutoencoderKL."""
@@ -57,6 +60,9 @@ class StableDiffusion(GuidedBackend):
         network = first if self.component_config("unet")["cross_attention_dim"] < 1024 else second
         return {"architecture": f"{network}/lora", "prediction_type": kind}
 
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"prompt_embeds": (CLIP_TOKENS, self.component_config("unet")["cross_attention_dim"])}
+
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         embeds, _ = pipeline.encode_prompt(prompts, self.device, 1, do_classifier_free_guidance=False)
         return [{"prompt_embeds": embed} for embed in embeds]
@@ -82,6 +88,11 @@ class StableDiffusionXL(StableDiffusion):
     text_components = ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2")
     row_names = ("prompt_embeds", "pooled_prompt_embeds")
     load_options: ClassVar = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        unet = self.component_config("unet")
+        pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
+        return {**super().row_shapes(), "pooled_prompt_embeds": (pooled,)}
 
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         embeds, _, pooled, _ = pipeline.encode_prompt(

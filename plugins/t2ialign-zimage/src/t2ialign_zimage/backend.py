@@ -83,6 +83,11 @@ class ZImage(GuidedBackend):
     def encoding(self) -> dict[str, Any]:
         return {"max_sequence_length": self.config.max_sequence_length}
 
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "prompt_embeds": (self.config.max_sequence_length, self.component_config("transformer")["cap_feat_dim"])
+        }
+
     def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
         embeds, _ = pipeline.encode_prompt(
             list(prompts),  # the pipeline writes its chat template into the list
@@ -93,7 +98,8 @@ class ZImage(GuidedBackend):
         return [{"prompt_embeds": embed} for embed in embeds]
 
     def network(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        lengths = tensors["prompt_attention_mask"].sum(1).tolist()
+        mask = tensors["prompt_attention_mask"]
+        lengths = [mask.shape[1]] * len(mask) if mask.is_meta else mask.sum(1).tolist()  # outlines know no values
         embeds = tensors["prompt_embeds"].to(self.network_dtype)
         outputs = self.trainable(
             list(x.to(self.network_dtype).unsqueeze(2).unbind()),  # each with one frame
