@@ -28,7 +28,7 @@ class Scaling:
     message: int
 
     def at(self, workers: int) -> float:
-        """Seconds of a step: the largest share of the pieces, and a ring of messages (W - 1 latencies, twice the bytes)."""
+        """Seconds of a step: the largest share of the pieces, and a ring: W - 1 latencies, twice the bytes."""
         share = math.ceil(self.pieces / workers) / self.pieces
         exchange = (
             (workers - 1) * LATENCY + 2 * (workers - 1) / workers * self.message / BANDWIDTH if workers > 1 else 0
