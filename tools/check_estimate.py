@@ -1,4 +1,4 @@
-"""Compare ``t2ialign estimate`` with the measured peak of runs: python tools/check_estimate.py specs/quickstart.toml ...
+"""Compare ``t2ialign estimate`` with the measured peak of runs: python tools/check_estimate.py [SPEC ...]
 
 Each spec is estimated, and run for two steps, in processes of their own on this machine's CPU.
 """

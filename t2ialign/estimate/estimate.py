@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def estimate(spec: Spec, on_cpu: bool | None = None) -> Estimate:
         UsageError: see ``outline``.
     """
     plan = spec.optimizer_config.plan(spec)
-    keeps = spec.optimizer_config.keeps()
+    keeps = spec.keeps
     rows = max(1, min(spec.run.micro_batch, plan.images_per_step))
     found = outline(spec, rows)
     if on_cpu is None:
@@ -91,7 +92,9 @@ def estimate(spec: Spec, on_cpu: bool | None = None) -> Estimate:
         memory[f"activations: {largest}"] = passes[largest]
     text = found.text
     if on_cpu:
-        memory["Python and libraries"] = own = _resident() - sum(n for k, n in found.weights.items() if "reward" in k)
+        memory["Python and libraries"] = own = _resident(spec) - sum(
+            n for k, n in found.weights.items() if "reward" in k
+        )
         text += own
     return Estimate(
         memory,
@@ -109,8 +112,14 @@ def estimate(spec: Spec, on_cpu: bool | None = None) -> Estimate:
     )
 
 
-def _resident() -> int:
-    """Memory of this process, which has imported what a run imports."""
+def _resident(spec: Spec) -> int:
+    """Memory of this process once it has imported what a run imports."""
+    for part in (spec.backend, spec.sampler, spec.optimizer, *spec.rewards):
+        if part:
+            part.declaration.load()
+    importlib.import_module("t2ialign.run.runner")
+    if spec.keeps != "nothing":
+        importlib.import_module("torch._dynamo")  # comes with torch's solvers
     try:
         import psutil
 

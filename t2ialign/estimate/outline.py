@@ -109,7 +109,7 @@ def _images(spec: Spec, backend: Backend, conditioning: Conditioning, found: Out
         with torch.no_grad():
             measure("network call", lambda: backend.generate(conditioning, seeds))
         found.operations["decoder"] = 0.0
-        if spec.optimizer_config.keeps() != "nothing":
+        if spec.keeps != "nothing":
             found.unknown.append("the backward pass of an autoregressive model")
         return
     noise = backend.noise(seeds)
@@ -118,7 +118,7 @@ def _images(spec: Spec, backend: Backend, conditioning: Conditioning, found: Out
     with torch.no_grad():
         clean = measure("network call", lambda: denoiser(noise, time).x0)
         measure("decoder", lambda: backend.decode(clean))
-    keeps = spec.optimizer_config.keeps()
+    keeps = spec.keeps
     if keeps == "nothing":
         return
     operations = dict(found.operations)
@@ -151,7 +151,7 @@ def _reward(chosen: ChosenReward, spec: Spec, backend: Backend, found: Outline) 
         return
     count = min(FEW, found.rows)
     size = found.image_size
-    with_gradients = spec.optimizer_config.keeps() == "image" and chosen.mix.weight != 0
+    with_gradients = spec.keeps == "image" and chosen.mix.weight != 0
     pictures = torch.rand(count, 3, *size, requires_grad=with_gradients)
     prompts = (spec.training_prompts() * count)[:count]
     with blaming(reward.label):

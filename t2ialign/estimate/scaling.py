@@ -45,7 +45,7 @@ def scaling(spec: Spec, found: Estimate, speed: float) -> Scaling:
     scores = found.images * len(spec.rewards) * 4
     population = getattr(spec.optimizer_config, "population", None)
     gradients = 0
-    if spec.optimizer_config.keeps() != "nothing" and spec.uses_lora:
+    if spec.keeps != "nothing" and spec.uses_lora:
         gradients = found.memory["LoRA, gradients, solver"] // 4
     return Scaling(found.operations["step"] / speed, population or found.images, scores + gradients)
 

@@ -74,13 +74,6 @@ class OptimizerConfig(Config):
         """
         return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
 
-    def keeps(self) -> Literal["nothing", "network", "image"]:
-        """What is kept for a backward pass: nothing, a call of the network, or all the way from noise to reward."""
-        needs = self.requires()
-        if "differentiable" in needs.get("reward", set()):
-            return "image"
-        return "network" if "differentiable" in needs.get("backend", set()) else "nothing"
-
     def further_prompts(self, spec: Spec) -> list[str]:
         """Texts besides the training and evaluation prompts that the optimizer draws: they are encoded with those."""
         return []
@@ -203,6 +196,14 @@ class Spec:
     @property
     def uses_lora(self) -> bool:
         return "lora" in self.optimizer.requires().get("backend", set())
+
+    @property
+    def keeps(self) -> Literal["nothing", "network", "image"]:
+        """What a step keeps for a backward pass: nothing, calls of the network, or all the way from noise to reward."""
+        needs = self.optimizer.requires()
+        if "differentiable" in needs.get("reward", set()):
+            return "image"
+        return "network" if "differentiable" in needs.get("backend", set()) else "nothing"
 
     def formats(self) -> list[LoraFormat]:
         """Forms of the exported LoRA, "diffusers" among them."""

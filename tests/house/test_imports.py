@@ -25,8 +25,9 @@ storage
 parts lora
 problem
 evaluation report serve
-trackers estimate
+trackers
 run
+estimate
 bench
 testing
 cli __main__"""
