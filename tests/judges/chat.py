@@ -7,6 +7,11 @@ import io
 import json
 import math
 import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -38,3 +43,21 @@ def answer(request):
 def completion(text, logprobs=None):
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     return {"choices": [{**choice, "logprobs": logprobs}], "usage": {"total_tokens": 7}}
+
+
+def started(port, delay=0.0):
+    """The API as a process of its own, which can be killed; it answers when this returns."""
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from services import Server
+from judges.chat import answer
+server = Server(answer, {port}); server.delay = {delay}; server.serve_forever()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            time.sleep(0.02)
+    return process

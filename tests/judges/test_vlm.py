@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from judges.chat import answer, completion
+from judges.chat import answer, completion, started
 from services import LONG, free_port, serving
 
 from t2ialign import RewardError, UsageError
@@ -174,17 +171,7 @@ def test_what_no_further_call_mends_is_told_at_once(server, fault, words):
 def test_a_server_that_is_killed_and_started_again(tmp_path):
     """The process itself dies, in the middle of its answers, and comes back at the same port."""
     port = free_port()
-    code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from services import Server
-from judges.chat import answer
-server = Server(answer, {port}); server.delay = 0.05; server.serve_forever()
-"""
-
-    def start():
-        return subprocess.Popen([sys.executable, "-c", code])
-
-    process = start()
+    process = started(port, delay=0.05)
     found = []
     images = torch.linspace(0, 1, 60).view(60, 1, 1, 1).expand(60, 3, 4, 4)
     reward = judge(port, concurrency=4, wait=60.0, backoff=0.1)
@@ -196,7 +183,7 @@ server = Server(answer, {port}); server.delay = 0.05; server.serve_forever()
         time.sleep(1.0)
         process.kill()
         process.wait()
-        process = start()
+        process = started(port, delay=0.05)
         asking.join(timeout=60)
     finally:
         process.kill()
