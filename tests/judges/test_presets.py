@@ -9,7 +9,7 @@ import torch
 from judges.chat import completion
 from services import serving
 
-from t2ialign import Prompt
+from t2ialign import Prompt, UsageError
 from t2ialign.errors import SpecError
 from t2ialign.spec.parse import parse_rewards
 from t2ialign.testing import check_reward
@@ -163,6 +163,13 @@ def test_a_prompt_without_questions_is_told_before_the_work(data, words):
         vqa.questions(Prompt("x", data))
     assert config.problem_with(Prompt("x", data))
     assert config.problem_with(FOX) == ""
+
+
+def test_a_prompt_without_questions_is_refused_before_anything_is_asked(says):
+    says.words = WORDS
+    with pytest.raises(UsageError, match=r"the prompt 'plain' 'vqa_list' of its data is None"):
+        judge(says, preset="soft-tifa").score(IMAGE.expand(2, -1, -1, -1), [FOX, "plain"])
+    assert says.requests == []
 
 
 @pytest.mark.parametrize("preset", ["vqascore", "soft-tifa"])

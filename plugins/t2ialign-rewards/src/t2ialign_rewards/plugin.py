@@ -107,7 +107,7 @@ def t2ialign_rewards(register: Callable[..., Any]) -> None:
         "remote",
         "t2ialign_rewards.remote:Remote",
         config=config.RemoteConfig,
-        summary="Scores from an HTTP service (JSON, images as PNG); no gradient",
+        summary="Scores from an HTTP service, t2ialign serve or any other; no gradient",
     )
     register(
         "random-control",

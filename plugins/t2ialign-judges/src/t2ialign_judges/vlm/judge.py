@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from PIL import Image
 from torch import Tensor
 
+from t2ialign.errors import UsageError
 from t2ialign.parts.reward import Reward
 from t2ialign_judges import vqa
 from t2ialign_judges.config import VlmJudgeConfig
@@ -41,6 +42,7 @@ class VlmJudge(Reward):
         """Scores (B,), float32.
 
         Raises:
+            UsageError: form = "questions" and a prompt without questions.
             RewardError: the service refuses or goes on failing.
             Unavailable: it stays away, or the budget is used up.
         """
@@ -59,7 +61,13 @@ class VlmJudge(Reward):
 
     def _asked(self, prompt: str) -> str:
         """All of a prompt that is asked about."""
-        return f"{prompt}\0{vqa.questions(prompt)}" if self.config.form == "questions" else str(prompt)
+        return f"{prompt}\0{self._questions(prompt)}" if self.config.form == "questions" else str(prompt)
+
+    def _questions(self, prompt: str) -> list[tuple[str, str]]:
+        try:
+            return vqa.questions(prompt)
+        except ValueError as error:
+            raise UsageError(f"{self.label}: the prompt '{prompt}' {error}") from error
 
     def _opinions(self, images: Tensor, prompts: Sequence[str], fresh: bool) -> list[Opinion | None]:
         keys, pictures = self._seen(images, prompts)
@@ -71,7 +79,7 @@ class VlmJudge(Reward):
             return [Case([picture], self._worth)]
         return [
             Case([picture], partial(_answered, question=question, answer=answer), question)
-            for question, answer in vqa.questions(prompt)
+            for question, answer in self._questions(prompt)
         ]
 
     def _worth(self, reply: Reply) -> Opinion:
