@@ -146,6 +146,22 @@ class BackendConfig(Config):
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     dtype: Dtype = Field("bfloat16", description="dtype of the trained network; LoRA factors stay float32")
     lora: LoraConfig = Field(default_factory=LoraConfig, description="the adapter, for optimizers that train one")
+    shard: Literal["none", "fsdp"] = Field(
+        "none",
+        description="'fsdp' splits the frozen network's weights over the ranks of a run that trains a LoRA, for"
+        " networks larger than one device; every forward pass then moves all of them",
+    )
+    #: Whether the network is called as a whole, as ``shard`` needs.
+    can_shard: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _shardable(self) -> BackendConfig:
+        if self.shard != "none" and not self.can_shard:
+            raise ValueError("shard: this backend calls its network in parts, which cannot be sharded; leave it out")
+        return self
+
+    def withholds(self) -> dict[str, str]:
+        return {} if self.shard == "none" else {"weights": "leave shard out"}
 
     def provides(self) -> set[str]:
         return {"weights"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from t2ialign.parts.denoiser import Denoiser
     from t2ialign.parts.sampler import Sampler
+    from t2ialign.ranks.world import World
     from t2ialign.tensors.conditioning import Conditioning
 
 
@@ -72,6 +73,12 @@ class Backend(Part, ABC):
         Each component of a ``ModuleDict`` is exported as a file of its own.
         """
         return self.trainable
+
+    def shard(self, whole: Iterable[nn.Parameter], world: World) -> None:
+        """Split the trained network's weights over the ranks, but for the parameters ``whole``."""
+        from t2ialign.ranks.sharding import shard
+
+        shard(self.trainable, whole, world, self.device)
 
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -88,6 +88,11 @@ class Problem:
             raise RuntimeError("no LoRA is attached: the optimizer does not declare that it requires 'lora'")
         return self.lora
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the network's weights are split over the ranks, so that all of them call it equally often."""
+        return self.spec.backend_config.shard != "none" and self.world.size > 1
+
     def base(self) -> AbstractContextManager[None]:
         """Context in which the backend is the frozen base model."""
         return self.lora.disabled() if self.lora else nullcontext()
@@ -112,7 +117,7 @@ class Problem:
 
     def retrying(self, run: Callable[[int], T]) -> T:
         """``run(micro_batch)``; a micro-batch that does not fit into memory is halved, for all that follows too."""
-        result, self.micro_batch = with_oom_retry(run, self.micro_batch)
+        result, self.micro_batch = with_oom_retry(run, self.micro_batch, fixed=self.sharded)
         return result
 
     @torch.no_grad()
@@ -256,6 +261,9 @@ def assemble(
     if spec.uses_lora:
         report("attaching the LoRA")
         problem.lora = attach_lora(problem)
+        if problem.sharded:
+            report("sharding the network")
+            backend.shard(problem.adapter.parameters().values(), problem.world)
     report("loading rewards: " + ", ".join(reward.name for reward in spec.rewards))
     problem.rewards = load_rewards(spec, device)
     return problem

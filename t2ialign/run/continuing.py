@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "run.stop_on_drift",
     "run.trackers",
     "run.timeout",
+    "backend.shard",
     "evaluation.",
     "samples.",
     "export.",

@@ -125,6 +125,9 @@ class _Parser:
         run, prompt_table, evaluation, samples, export, trackers = tables
         if backend and optimizer and export and export.formats:
             self._check_formats(backend, optimizer, export.formats)
+        trains = optimizer and "lora" in optimizer.requires().get("backend", set())
+        if backend and optimizer and not trains and getattr(backend.config, "shard", "none") != "none":
+            self._problem("backend.shard", '"fsdp"', f"optimizer '{optimizer.kind}' trains no LoRA; leave shard out.")
         if self.problems or not (
             backend and optimizer and run and prompt_table and evaluation and samples and export and trackers
         ):

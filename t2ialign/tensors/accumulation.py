@@ -21,6 +21,7 @@ def accumulate(
     names: Sequence[str],
     micro_batch: int,
     world: World,
+    fixed: bool = False,
 ) -> tuple[dict[str, float], int]:
     """Leave in ``.grad`` the gradient of the mean of ``total`` over ``rows``, whatever the micro-batch and the ranks.
 
@@ -29,25 +30,27 @@ def accumulate(
         rows: indices (n,) of the update's samples; the ranks share them, and all call this together.
         losses: called with some of the rows, on the parameters' device.
         names: what of the losses is reported; a rank without rows would not know them.
-        micro_batch: rows of one forward and backward; halved where they do not fit.
+        micro_batch: rows of one forward and backward; halved where they do not fit, unless it is ``fixed``.
 
     Returns:
         Means of the named losses over ``rows``, the same on every rank, and the micro-batch that fits.
     """
     device = parameters[0].device
-    mine = rows[world.rank :: world.size]
+    # Equally many on every rank, for sharded networks: the last ones may be another rank's, and count for nothing.
+    places = torch.arange(world.rank, -(-len(rows) // world.size) * world.size, world.size)
+    mine, real = rows[places % len(rows)], int((places < len(rows)).sum())
 
     def run(size: int) -> Tensor:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         sums = torch.zeros(len(names), device=device)
-        for part in mine.split(size):
-            found = losses(part.to(device))
-            (found["total"].sum() / len(rows)).backward()
-            sums += torch.stack([found[name].detach().float().sum() for name in names])
+        for start, part in zip(range(0, len(mine), size), mine.split(size), strict=True):
+            found, counted = losses(part.to(device)), max(0, real - start)
+            (found["total"][:counted].sum() / len(rows)).backward()
+            sums += torch.stack([found[name][:counted].detach().float().sum() for name in names])
         return sums
 
-    sums, micro_batch = with_oom_retry(run, micro_batch)
+    sums, micro_batch = with_oom_retry(run, micro_batch, fixed)
     sum_over_ranks(parameters, world)
     means = world.gather(sums[None]).sum(0) / len(rows)
     return dict(zip(names, means.tolist(), strict=True)), micro_batch

@@ -18,8 +18,11 @@ def split(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
-def with_oom_retry(run: Callable[[int], T], micro_batch: int) -> tuple[T, int]:
+def with_oom_retry(run: Callable[[int], T], micro_batch: int, fixed: bool = False) -> tuple[T, int]:
     """Call ``run(micro_batch)``; on out-of-memory halve the micro-batch and try again.
+
+    Args:
+        fixed: do not try again: other ranks are in the same forward pass of a sharded network.
 
     Returns:
         The result and the micro-batch that worked.
@@ -31,7 +34,7 @@ def with_oom_retry(run: Callable[[int], T], micro_batch: int) -> tuple[T, int]:
         try:
             return run(micro_batch), micro_batch
         except torch.OutOfMemoryError:
-            if micro_batch == 1:
+            if micro_batch == 1 or fixed:
                 raise
             micro_batch //= 2
             torch.cuda.empty_cache()

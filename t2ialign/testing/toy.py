@@ -62,6 +62,8 @@ class ToyBackend(t2ialign.Backend):
     """One step from 48 noise numbers and 8 text numbers, through two linear layers, to a 4x4 image."""
 
     class Config(t2ialign.BackendConfig):
+        can_shard = True
+
         def lora_targets(self) -> list[str]:
             return ["0", "2"]
 

@@ -6,19 +6,21 @@ import json
 import os
 import pkgutil
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from processes import command, ranks
 from safetensors.torch import load_file
 
+from t2ialign import cli
 from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
 from t2ialign.storage.ownership import owned
 from t2ialign.testing import installed, toy, write_spec
+from t2ialign.testing.ranks import ranks
 
 QUIET = Display(quiet=True)
 #: Where a rank is when something happens to it -> the function that is entered then.
@@ -54,6 +56,17 @@ def numbers(run: Path) -> list[float]:
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return of(lines) + of(json.loads((run / "evaluation/summary.json").read_text()))
+
+
+def command(*words, before=lambda rank: None):
+    """The command line as a rank's work; ``before`` may prepare an accident."""
+
+    def work(rank: int) -> None:
+        before(rank)
+        sys.argv = ["t2ialign", *words]
+        cli.main()
+
+    return work
 
 
 def accident(moment: str, rank: int, kind: str):

@@ -83,8 +83,9 @@ def improve(
     max_norm: float,
     micro_batch: int,
     world: World,
+    fixed: bool = False,
 ) -> tuple[Progress, int]:
-    """One solver step for each batch of buffer rows; ranks share every batch.
+    """One solver step for each batch of buffer rows; ranks share every batch, in a ``fixed`` micro-batch if so.
 
     Returns:
         What was learnt, and the micro-batch that fits into memory.
@@ -93,7 +94,7 @@ def improve(
     norms, count = [], 0
     for rows in updates:
         means, micro_batch = accumulate(
-            parameters, rows, lambda part: objective(part)._asdict(), list(totals), micro_batch, world
+            parameters, rows, lambda part: objective(part)._asdict(), list(totals), micro_batch, world, fixed
         )
         norms.append(nn.utils.clip_grad_norm_(parameters, max_norm))
         solver.step()

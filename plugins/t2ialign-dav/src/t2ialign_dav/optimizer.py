@@ -74,6 +74,7 @@ class Loop(LoraOptimizer):
             config.max_grad_norm,
             problem.micro_batch,
             problem.world,
+            problem.sharded,
         )
         return progress
 

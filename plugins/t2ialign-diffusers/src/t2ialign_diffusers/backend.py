@@ -24,6 +24,7 @@ from t2ialign.lora.adapter import matching, move_adapters
 from t2ialign.lora.file import load_lora_file
 from t2ialign.lora.reading import find
 from t2ialign.parts.backend import Backend
+from t2ialign.ranks.sharding import blocks
 from t2ialign.storage.embeds import EmbedsCache, Row, assemble
 from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
@@ -37,7 +38,7 @@ from t2ialign_diffusers.offload import TakingTurns
 from t2ialign_diffusers.originals import originals
 from t2ialign_diffusers.outline import outline, resident, rows_without_values, size, text_networks
 from t2ialign_diffusers.quantization import quantize
-from t2ialign_diffusers.recompute import blocks, recompute_blocks
+from t2ialign_diffusers.recompute import recompute_blocks
 from t2ialign_diffusers.text import TextComponents
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -143,7 +144,8 @@ class DiffusersBackend(CardCalls, Backend):
     def _place(self, network: nn.Module, decoder: Any) -> None:
         """Bring both to the device, or let them take turns there."""
         if self.config.offload == "none":
-            network.to(self.device)
+            if self.config.shard == "none":
+                network.to(self.device)  # else only this rank's part of it will go there
             decoder.to(self.device)
             return
         units = blocks(network) if self.config.offload == "blocks" else [network]

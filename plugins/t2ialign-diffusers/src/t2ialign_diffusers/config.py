@@ -51,6 +51,7 @@ class BaseLora(Config):
 class DiffusersConfig(BackendConfig):
     """``[backend]`` of a diffusers pipeline."""
 
+    can_shard: ClassVar[bool] = True
     #: Steps in the model card's example.
     usual_steps: ClassVar[int] = 20
 
@@ -107,6 +108,14 @@ class DiffusersConfig(BackendConfig):
         return self
 
     @model_validator(mode="after")
+    def _whole(self) -> DiffusersConfig:
+        given = {"offload": self.offload != "none", "quantization": bool(self.quantization)}
+        given["compile"] = self.compile != "none"
+        if self.shard != "none" and (others := [name for name, is_given in given.items() if is_given]):
+            raise ValueError(f"sharded weights cannot go with {' and '.join(others)}: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _compilable(self) -> DiffusersConfig:
         if self.compile != "none" and self.offload != "none":
             raise ValueError("compiled code keeps its weights in place: set offload = 'none', or compile = 'none'")
@@ -128,7 +137,9 @@ class DiffusersConfig(BackendConfig):
 
     def lora_formats(self) -> dict[LoraFormat, str]:
         formats: dict[LoraFormat, str] = {**super().lora_formats(), "diffusers": "diffusers"}
-        return formats if self.quantization else {**formats, "fused": "what reads the checkpoint"}
+        return (
+            formats if self.quantization or self.shard != "none" else {**formats, "fused": "what reads the checkpoint"}
+        )
 
     def lora_folders(self) -> dict[str, str]:
         return super().lora_folders() | ({"vae": "decoder."} if self.lora_decoder else {})
@@ -142,7 +153,7 @@ class DiffusersConfig(BackendConfig):
         if self.quantization:
             return {"weights": "leave quantization out"}
         if self.offload == "none":
-            return {}
+            return super().withholds()
         lost = {"weights": "set offload = 'none'"}
         if not (self.offload == "blocks" and "network" in self.gradient_checkpointing):
             lost["differentiable"] = "set offload = 'none', or 'blocks' with gradient_checkpointing = ['network']"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from t2ialign.ranks.sharding import blocks
 
 
 def recompute_blocks(module: nn.Module) -> int:
@@ -26,15 +28,6 @@ def recompute_blocks(module: nn.Module) -> int:
         block.forward = _recomputed(block.forward)
         count += 1
     return count
-
-
-def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The elements of the outermost ``nn.ModuleList``s."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from blocks(child)
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

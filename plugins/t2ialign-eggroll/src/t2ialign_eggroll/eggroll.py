@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from t2ialign import LoraOptimizer, State, StepResult
+from t2ialign import LoraOptimizer, RewardError, State, StepResult
 from t2ialign.problem.problem import Batch, Problem
-from t2ialign.tensors.batching import split, with_oom_retry
+from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_eggroll import checks
 from t2ialign_eggroll.config import EggrollConfig, OpenESConfig
@@ -93,11 +93,8 @@ class EvolutionStrategy(LoraOptimizer):
             if self.config.sigma_scale == "relative":
                 self.scales = self.space.scales(lambda: self.problem.generate(batch.conditioning, batch.seeds))
         two = self.member_noise(0, slice(0, 2))
-        _, self.problem.micro_batch = with_oom_retry(
-            lambda micro_batch: checks.every_layer_matters(
-                self.problem, self.space, two, batch, self.form, micro_batch
-            ),
-            self.problem.micro_batch,
+        self.problem.retrying(
+            lambda micro_batch: checks.every_layer_matters(self.problem, self.space, two, batch, self.form, micro_batch)
         )
         if self.form is not None and self.problem.micro_batch > 1:
             checks.batched_equals_sequential(self.problem, self.space, two, batch, self.form)
@@ -105,19 +102,14 @@ class EvolutionStrategy(LoraOptimizer):
 
     def _evaluate(self, index: int, batch: Batch) -> dict[str, Tensor]:
         """Raw scores by reward, each (N, images); every rank evaluates its own run of members."""
-        world = self.problem.world
-        share = -(-self.members.count // world.size)
-        first = min(world.rank * share, self.members.count)
-        mine = slice(first, min(first + share, self.members.count))
+        world, count = self.problem.world, self.members.count
+        share = -(-count // world.size)
+        firsts = [min(rank * share, count - share) for rank in range(world.size)]  # the last run may overlap
+        mine = slice(firsts[world.rank], firsts[world.rank] + share)
         noise = self.problem.backend.noise(batch.seeds)
-        scores, self.problem.micro_batch = with_oom_retry(
-            lambda micro_batch: self._score(index, batch, noise, mine, micro_batch), self.problem.micro_batch
-        )
-        padding = (0, 0, 0, share - (mine.stop - mine.start))
-        return {
-            name: world.gather(torch.nn.functional.pad(values, padding, value=torch.nan))[: self.members.count]
-            for name, values in scores.items()
-        }
+        scores = self.problem.retrying(lambda micro_batch: self._score(index, batch, noise, mine, micro_batch))
+        place = [m // share * share + m - firsts[m // share] for m in range(count)]
+        return {name: world.gather(values)[place] for name, values in scores.items()}
 
     def _score(self, index: int, batch: Batch, noise: Tensor, mine: slice, micro_batch: int) -> dict[str, Tensor]:
         """Scores (members, images) of a run of members, in chunks of at most ``micro_batch`` images."""
@@ -152,6 +144,8 @@ class EvolutionStrategy(LoraOptimizer):
         finite = torch.stack([values.isfinite() for values in scores.values()]).all(0)
         if self.problem.rewards.drop_nonfinite or bool(finite.all()):
             return
+        if self.problem.sharded:  # the other ranks would not draw with this one
+            raise RewardError(f"a reward gave a score that is not finite in step {index + 1}")
         member, image = (~finite).nonzero()[0].tolist()
         column = slice(image, image + 1)
         part = Rows.of(batch, noise, column, 1)

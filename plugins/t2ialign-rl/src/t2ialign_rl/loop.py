@@ -103,7 +103,7 @@ class Online(LoraOptimizer):
                 continue  # too few scores were finite
             rows = (images[:, None] * times + torch.arange(times)).flatten()
             means, problem.micro_batch = accumulate(
-                parameters, rows, losses, self.losses_reported, problem.micro_batch, problem.world
+                parameters, rows, losses, self.losses_reported, problem.micro_batch, problem.world, problem.sharded
             )
             means["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
             if self.acceptable(means):
