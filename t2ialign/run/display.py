@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -18,26 +19,68 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from t2ialign.run.chatter import Chatter
+
 
 class Display:
     """What a person sees of a run.
 
     Args:
         console: where to write; standard error by default, so that ``--json`` keeps standard output clean.
-        quiet: write nothing (ranks other than the first).
-        interval: seconds between plain lines when the output is no terminal.
+        quiet: show nothing (ranks other than the first).
+        interval: seconds between plain lines, where the output is no terminal and in the log.
+        chatter: keeps a log of what is said here, and of what libraries say.
     """
 
-    def __init__(self, console: Console | None = None, quiet: bool = False, interval: float = 10.0) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+    def __init__(
+        self,
+        console: Console | None = None,
+        quiet: bool = False,
+        interval: float = 60.0,
+        chatter: Chatter | None = None,
+    ) -> None:
+        self.console = console or Console(file=chatter.terminal if chatter else None, stderr=True, highlight=False)
         self.quiet = quiet
         self.interval = interval
+        self.chatter = chatter
+        self.started = time.monotonic()
         self._last_line = 0.0
 
     def say(self, text: str) -> None:
         """One line about a stage."""
+        self.log(text)
         if not self.quiet:
             self.console.print(text, markup=False, soft_wrap=True)
+
+    def log(self, text: str) -> None:
+        """One line for the log alone."""
+        if self.chatter:
+            self.chatter.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    def kept_in(self, file: Path) -> AbstractContextManager[None]:
+        """Inside, the log is this file."""
+        return self.chatter.kept_in(file) if self.chatter else nullcontext()
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Inside, prompts that are encoded have a bar."""
+        from t2ialign.storage import embeds  # brings torch
+
+        with ExitStack() as stack:
+            bars: list[Bar] = []
+
+            def watch(done: int, total: int) -> None:
+                if done == 1 or not bars:
+                    bars[:] = [stack.enter_context(self.bar("encoding", total, done - 1))]
+                bars[0].advance(1)
+                if done == total:
+                    stack.pop_all().close()
+
+            embeds.watchers.append(watch)
+            try:
+                yield
+            finally:
+                embeds.watchers.remove(watch)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Bar]:
@@ -64,7 +107,7 @@ class Bar:
         self.display, self.title, self.total = display, title, total
         self.done = self._start_done = done
         self._started = time.monotonic()
-        self._live = display.console.is_terminal and not display.quiet
+        self._live = display.console.is_interactive and not display.quiet  # a dumb terminal gets lines
         columns: list[ProgressColumn] = [
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -73,7 +116,7 @@ class Bar:
             TimeElapsedColumn(),
             TextColumn("eta {task.fields[eta]}"),
         ]
-        self._progress = _Lines(*columns, console=display.console, disable=not self._live)
+        self._progress = _Lines(*columns, console=display.console, disable=not self._live, redirect_stderr=False)
         self._task = self._progress.add_task(title, total=total, completed=done, note="", eta="-:--")
 
     def __enter__(self) -> Bar:
@@ -88,9 +131,10 @@ class Bar:
         now = time.monotonic()
         self._progress.update(self._task, completed=self.done, note=note, eta=self.eta(now))
         due = now - self.display._last_line >= self.display.interval or self.done == self.total
-        if not self._live and due and not self.display.quiet:
+        if due:
             self.display._last_line = now
-            self.display.say(f"{self.title} {self.done}/{self.total}  eta {self.eta(now)}  {note}".rstrip())
+            line = f"{self.title} {self.done}/{self.total}  eta {self.eta(now)}  {note}".rstrip()
+            (self.display.log if self._live else self.display.say)(line)
 
     def eta(self, now: float) -> str:
         """Remaining time at the mean pace since the start of this bar."""

@@ -112,8 +112,9 @@ def restore(
 
 def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | None) -> RunDir:
     display = display or Display(quiet=not world.is_main)
+    log = display.kept_in(run.path / "log.txt") if world.is_main else nullcontext()
     try:
-        with stops.watched(patient=world.size > 1), world.together():
+        with log, stops.watched(patient=world.size > 1), world.together():
             return _loaded(run, spec, world, display)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; continue with: t2ialign resume {run.path}") from None
@@ -131,7 +132,7 @@ def _loaded(run: RunDir, spec: Spec, world: distributed.World, display: Display)
     display.say(f"run directory: {run.path}")
     checkpoints.commits.update(run.revisions())
     early = _remark(spec, display)
-    with explained(run.path, "while loading"):
+    with explained(run.path, "while loading"), display.encoding():
         problem = assemble(spec, world, say, run.output)
         optimizer = load_optimizer(problem)
     if world.is_main:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: One prompt's tensors, without padding: name -> (T, ...) or any fixed shape.
 Row = dict[str, Tensor]
+#: Called with (encoded so far, to encode) by every cache.
+watchers: list[Callable[[int, int], None]] = []
 #: Folders of which was said that they cannot be written.
 _told: set[Path] = set()
 
@@ -76,7 +78,8 @@ class EmbedsCache:
             for done, (prompt, row) in enumerate(zip(missing, encode_missing(missing), strict=True), start=1):
                 rows[prompt] = {name: tensor.detach().to("cpu").contiguous() for name, tensor in row.items()}
                 self._write(prompt, rows[prompt])
-                on_progress(done, len(missing))
+                for watch in (on_progress, *watchers):
+                    watch(done, len(missing))
         return [rows[prompt] for prompt in prompts]
 
     def _path(self, prompt: str) -> Path:
