@@ -16,6 +16,8 @@ from t2ialign.cli.machine.estimate import estimate
 from t2ialign.cli.machine.runs import runs
 from t2ialign.cli.score import score
 from t2ialign.cli.studies.bench import bench
+from t2ialign.cli.studies.push import push
+from t2ialign.cli.studies.sweep import sweep
 from t2ialign.errors import T2IAlignError, culprit
 from t2ialign.ranks import stops
 
@@ -43,6 +45,8 @@ for command in (
     reporting.compare,
     score,
     bench,
+    push,
+    sweep,
     serving.serve,
     authoring.new_plugin,
     authoring.check,
