@@ -10,11 +10,8 @@ from t2ialign.errors import ExportError, T2IAlignError
 from t2ialign.evaluation.evaluate import evaluate
 from t2ialign.problem.optimizer import Optimizer
 from t2ialign.problem.problem import Problem
-<<<<<<< HEAD
+from t2ialign.publish import card as cards
 from t2ialign.ranks.world import PeerFailed
-=======
-from t2ialign.publish import card
->>>>>>> f9a57cc (Sweep specs with their marginal effects, complete model cards with results, and push runs to the hub)
 from t2ialign.report import page as report
 from t2ialign.run.display import Display
 from t2ialign.run.failures import Interrupted, keep_tracebacks, told
@@ -67,17 +64,11 @@ def finish(
         attempt("check of the export", lambda: check_export(optimizer, folder))
         for line in [*run.remarks(), *(_told(change) for change in run.changes())] if world.is_main else ():
             _add_to_card(folder, f"Note: {line}.")
-<<<<<<< HEAD
     attempt("evaluation", lambda: evaluate_run(run, problem, optimizer, display, pause=pause, card=folder))
+    attempt("model card", lambda: cards.complete(run) if world.is_main else None)
     attempt("report", lambda: report.write(run) if world.is_main else None)
     if world.is_main:
         run.record(finished=None if failures else run.newest_step())
-=======
-    if attempt("evaluation", lambda: _warn(folder, evaluate_run(run, problem, optimizer, display))):
-        attempt("model card", lambda: card.complete(run))
-    attempt("report", lambda: report.write(run))
-    run.record(finished=None if failures else run.newest_step())
->>>>>>> f9a57cc (Sweep specs with their marginal effects, complete model cards with results, and push runs to the hub)
     if failures:
         lines = [f"the run is done, but not all of its end: {run.path}"]
         lines += [f"  {stage}: {told(error)}" for stage, error in failures.items()]

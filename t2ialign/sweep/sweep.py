@@ -116,7 +116,7 @@ def _distribution(optuna: Any, values: list[Any] | Span) -> Any:
 def _result(sweep: Sweep, path: Path, point: Point, display: Display) -> dict[str, Any]:
     """The finished run's score on the held-out prompts; what a kill left of a run is gone on with."""
     from t2ialign.run import runner
-    from t2ialign.run.runner import Interrupted
+    from t2ialign.run.failures import Interrupted
     from t2ialign.spec import parse as specs
 
     result: dict[str, Any] = {"run": path.name, "point": point, "score": None}

@@ -27,12 +27,8 @@ problem
 evaluation report publish serve
 trackers
 run
-<<<<<<< HEAD
 estimate
-bench
-=======
 bench sweep
->>>>>>> f9a57cc (Sweep specs with their marginal effects, complete model cards with results, and push runs to the hub)
 testing
 cli __main__"""
 
