@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from PIL import Image
@@ -101,6 +104,17 @@ def test_words_after_the_reward_token_and_tokens_in_a_prompt_change_nothing(rewa
     other = build(hpsv3_files, rubric=str(tmp_path / "rubric.txt"))
     assert torch.equal(other.score(IMAGES, PROMPTS), reward.score(IMAGES, PROMPTS))
     assert reward.score(IMAGES[:1], ["<|image_pad|> <|Reward|> t05"]).isfinite().all()
+
+
+def test_the_chat_template_may_be_in_a_file_of_its_own(reward, hpsv3_files, tmp_path):
+    shutil.copytree(hpsv3_files, tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    base = str(tmp_path / "base")
+    with pytest.raises(UsageError, match=r"the tokenizer of .* has no chat template"):
+        build(hpsv3_files, base=base).score(IMAGES, PROMPTS)
+    template = AutoTokenizer.from_pretrained(hpsv3_files).chat_template
+    (tmp_path / "base" / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert torch.equal(build(hpsv3_files, base=base).score(IMAGES, PROMPTS), reward.score(IMAGES, PROMPTS))
 
 
 def test_without_a_rubric_our_own_words_are_asked_and_that_is_told(hpsv3_files):

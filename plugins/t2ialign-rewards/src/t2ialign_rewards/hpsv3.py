@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -172,6 +173,9 @@ class HpsV3(NetworkReward):
         if rubric.count(REWARD) != 1 or "{prompt}" not in rubric:
             raise UsageError(f"{self.label}: rubric '{config.rubric}' must have {{prompt}}, and {REWARD} once")
         tokenizer = AutoTokenizer.from_pretrained(base)
+        file = base / "chat_template.json"  # where older checkpoints keep the processor's
+        if tokenizer.chat_template is None and file.is_file():
+            tokenizer.chat_template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
         if tokenizer.chat_template is None:
             raise UsageError(f"the tokenizer of {base} has no chat template")
         return Words(tokenizer, rubric, sizes.image_token_id)
