@@ -408,6 +408,6 @@ def test_one_tensor_of_many_scores_is_refused_with_its_shape():
 def test_a_constant_fitness_is_named_once(caplog):
     EggrollTrainer(mlp(), lambda model: 1.0, population_size=4).train(3)
     assert [record.message for record in caplog.records if "same fitness" in record.message] == [
-        "all members have the same fitness, 1: it does not depend on the trained parameters,"
-        " or sigma is too small to show"
+        "all members have the same fitness, 1: it does not depend on the trained parameters (random numbers"
+        " are the same for all members), or sigma is too small to show"
     ]

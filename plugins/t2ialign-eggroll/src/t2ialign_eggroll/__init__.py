@@ -8,14 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from t2ialign_eggroll.trainers import EggrollTrainer, ESTrainer, OpenESTrainer
+    from t2ialign_eggroll.eggroll_trainer import EGGROLLTrainer, SimpleES, VanillaESTrainer
+    from t2ialign_eggroll.trainers import ClipUp, EggrollTrainer, ESTrainer, OpenESTrainer, PGPETrainer, SNESTrainer
 
-__all__ = ["ESTrainer", "EggrollTrainer", "OpenESTrainer"]
+__all__ = [
+    "ClipUp",
+    "EGGROLLTrainer",
+    "ESTrainer",
+    "EggrollTrainer",
+    "OpenESTrainer",
+    "PGPETrainer",
+    "SNESTrainer",
+    "SimpleES",
+    "VanillaESTrainer",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    from t2ialign_eggroll import trainers
+    from t2ialign_eggroll import eggroll_trainer, trainers
 
-    return getattr(trainers, name)
+    return getattr(eggroll_trainer if name in ("EGGROLLTrainer", "SimpleES", "VanillaESTrainer") else trainers, name)

@@ -78,7 +78,7 @@ class FullRank:
         return centre + self.noise
 
     def contract(self, weights: Tensor) -> Tensor:
-        return torch.tensordot(weights, self.noise, dims=1)
+        return torch.tensordot(weights.to(self.noise), self.noise, dims=1)
 
     def to(self, dtype: torch.dtype) -> FullRank:
         return FullRank(self.noise.to(dtype))

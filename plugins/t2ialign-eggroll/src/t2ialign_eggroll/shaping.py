@@ -7,6 +7,7 @@ that is the same for all members of a prompt cancels in the update.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -125,6 +126,27 @@ def centred_rank(scores: Tensor, size: Tensor, **_: float) -> Tensor:
     return centred_ranks(scores.mean(1), size.mean())
 
 
+def nes(scores: Tensor, size: Tensor, **_: float) -> Tensor:
+    """Utilities of natural evolution strategies: u = max(0, ln(n/2 + 1) - ln(n - r)) of rank r, worst 0, over their
+    sum, minus 1/n; ties share the mean of their utilities. Only the better half has different ones."""
+    means = scores.mean(1)
+    ranks = centred_ranks(means, size.mean())
+    alive = ~means.isnan()
+    n = int(alive.sum())
+    if n < 2 or not bool((ranks.nan_to_num() != 0).any()):
+        return 0 * means
+    order = torch.arange(n, device=means.device)
+    u = (math.log(n / 2 + 1) - (n - order).log()).clamp(min=0)
+    u = (u / u.sum() - 1 / n).to(means)
+    ordered = means[alive].sort().values
+    first = torch.searchsorted(ordered, means[alive], side="left")
+    last = torch.searchsorted(ordered, means[alive], side="right")
+    sums = torch.cat([u.new_zeros(1), u.cumsum(0)])
+    values = means.clone()
+    values[alive] = (sums[last] - sums[first]) / (last - first)
+    return values
+
+
 def antithetic(scores: Tensor, size: Tensor, *, floor: float, **_: float) -> Tensor:
     """f(+E_p) = d_p / max(rms_p d, floor) and f(-E_p) = -f(+E_p), d_p = mean score of +E_p minus that of -E_p.
 
@@ -163,6 +185,7 @@ SHAPINGS: dict[str, Callable[..., Tensor]] = {
     "prompt-centred": prompt_centred,
     "prompt-zscore": prompt_zscore,
     "centred-rank": centred_rank,
+    "nes": nes,
     "antithetic": antithetic,
     "antithetic-sign": antithetic_sign,
 }

@@ -73,6 +73,25 @@ def mean_perturbation(draw: Draw, members: Members, fitness: Fitness, *, sign_on
     return total
 
 
+def mean_square(draw: Draw, members: Members, fitness: Fitness) -> dict[str, Tensor]:
+    """mean_i f_i E_i^2, entry by entry, over the members that take part, per parameter.
+
+    Args:
+        draw: gives the perturbations of any pairs, once more.
+    """
+    everyone = slice(0, members.count)
+    values = fitness.values.float()
+    weights = values.new_zeros(members.pairs).index_add_(0, members.pair(everyone, values.device), values)
+    weights = weights / fitness.used.sum().clamp(min=1)
+    total: dict[str, Tensor] = {}
+    for rows in split(members.pairs, PAIRS_PER_BLOCK):
+        for name, perturbation in draw(range(members.pairs)[rows]).items():
+            square = perturbation.dense().square()
+            part = torch.tensordot(weights[rows].to(square), square, dims=1)
+            total[name] = total[name] + part if name in total else part
+    return total
+
+
 def make_solver(
     kind: str, parameters: Mapping[str, nn.Parameter], learning_rate: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
@@ -121,7 +140,8 @@ def ascend(
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:
     """L2 norm over all entries of all tensors."""
-    return torch.stack([t.detach().float().square().sum() for t in tensors]).sum().sqrt()
+    squares = [t.detach().to(torch.promote_types(t.dtype, torch.float32)).square().sum() for t in tensors]
+    return torch.stack(squares).sum().sqrt()
 
 
 def _shrink(length: Tensor, limit: float) -> Tensor:

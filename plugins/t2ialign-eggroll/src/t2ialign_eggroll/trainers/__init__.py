@@ -1,0 +1,13 @@
+"""Evolution strategies for any ``nn.Module`` and any fitness function, no autograd involved.
+
+trainer = EggrollTrainer(model, fitness)
+trainer.train(300)
+"""
+
+from __future__ import annotations
+
+from t2ialign_eggroll.trainers.adaptive import PGPETrainer, SNESTrainer
+from t2ialign_eggroll.trainers.clipup import ClipUp
+from t2ialign_eggroll.trainers.trainer import EggrollTrainer, ESTrainer, OpenESTrainer
+
+__all__ = ["ClipUp", "ESTrainer", "EggrollTrainer", "OpenESTrainer", "PGPETrainer", "SNESTrainer"]

@@ -1,0 +1,156 @@
+"""Strategies that adapt sigma as they go: PGPE and SNES, with one standard deviation per entry or per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from t2ialign_eggroll.noise import FullRank, Perturbation
+from t2ialign_eggroll.shaping import Fitness
+from t2ialign_eggroll.trainers.scoring import FitnessFunction
+from t2ialign_eggroll.trainers.trainer import ESTrainer
+from t2ialign_eggroll.update import mean_perturbation, mean_square
+
+
+class AdaptiveTrainer(ESTrainer):
+    """A strategy whose full-rank noise is sigma s z, with a spread s of every entry that changes; 1 at the start.
+
+    Args:
+        sigma_learning_rate: how fast s changes; 0 leaves it.
+        sigma_per: "entry", or "layer" for one s per parameter tensor.
+        options: of ``ESTrainer``.
+
+    Attributes:
+        spread: s of every parameter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fitness_fn: FitnessFunction,
+        *,
+        sigma_learning_rate: float,
+        sigma_per: Literal["entry", "layer"] = "entry",
+        **options: Any,
+    ) -> None:
+        super().__init__(model, fitness_fn, rank=None, **options)
+        if sigma_learning_rate < 0:
+            raise ValueError(f"sigma_learning_rate must not be negative, not {sigma_learning_rate}")
+        if sigma_per not in ("entry", "layer"):
+            raise ValueError(f"sigma_per is 'entry' or 'layer', not {sigma_per!r}")
+        self.sigma_learning_rate = sigma_learning_rate
+        self.sigma_per = sigma_per
+        self.spread = {name: torch.ones_like(p) for name, p in self.centre.items()}
+
+    def sample_perturbations(self, pairs: Sequence[int]) -> dict[str, Perturbation]:
+        """s z for some pairs of this generation."""
+        drawn = super().sample_perturbations(pairs)
+        return {name: FullRank(z.dense() * self.spread[name]) for name, z in drawn.items()}
+
+    def compute_update(self, fitness: Fitness) -> dict[str, Tensor]:
+        """The direction of ascent; the spread changes too, since the generation's noise is not needed any more."""
+        mean = mean_perturbation(self.sample_perturbations, self.members, fitness)
+        squares = mean_square(self.sample_perturbations, self.members, fitness)
+        count = int(fitness.used.sum())
+        update = {name: self.centre_gradient(value, count) for name, value in mean.items()}
+        for name, s in self.spread.items():
+            change = (squares[name] - fitness.values.mean() * s.square()) / s.square()  # mean_i f_i (z_i^2 - 1)
+            change = change.mean() if self.sigma_per == "layer" else change
+            self.spread[name] = self.next_spread(s, change, count)
+        return update
+
+    def centre_gradient(self, mean: Tensor, count: int) -> Tensor:
+        """From mean_i f_i s z_i to what the optimizer follows."""
+        raise NotImplementedError
+
+    def next_spread(self, s: Tensor, change: Tensor, count: int) -> Tensor:
+        """The new s, from mean_i f_i (z_i^2 - 1) over ``count`` members."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``ESTrainer``, and the spread."""
+        return super().state_dict() | {"spread": {name: s.clone() for name, s in self.spread.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly where ``state_dict`` was taken."""
+        super().load_state_dict(state)
+        self.spread = {name: s.clone() for name, s in state["spread"].items()}
+
+
+class PGPETrainer(AdaptiveTrainer):
+    """PGPE with symmetric sampling (Sehnke et al. 2010): gradients of the expected fitness for centre and sigma.
+
+    g_mu = sigma mean_i f_i s z_i, and s grows by rate s mean_i f_i (z_i^2 - 1), at most by a fifth at once. With the
+    default ClipUp and centred ranks this is the form of evotorch, in units of each layer.
+
+    Args:
+        max_change: largest relative change of s in one generation; None for no limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fitness_fn: FitnessFunction,
+        *,
+        sigma_learning_rate: float = 0.1,
+        max_change: float | None = 0.2,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, fitness_fn, sigma_learning_rate=sigma_learning_rate, **options)
+        if max_change is not None and not 0 < max_change < 1:
+            raise ValueError(f"max_change must be between 0 and 1, not {max_change}")
+        self.max_change = max_change
+
+    def centre_gradient(self, mean: Tensor, count: int) -> Tensor:
+        return self.current_sigma * mean
+
+    def next_spread(self, s: Tensor, change: Tensor, count: int) -> Tensor:
+        grown = s * (1 + self.sigma_learning_rate * change)
+        limit = self.max_change
+        return grown if limit is None else grown.clamp(s * (1 - limit), s * (1 + limit))
+
+
+class SNESTrainer(AdaptiveTrainer):
+    """Separable natural evolution strategy (Schaul, Glasmachers and Schmidhuber 2011).
+
+    With utilities u that sum to 0: mu grows by sum_i u_i sigma s z_i, and s by the factor
+    exp(eta / 2 sum_i u_i (z_i^2 - 1)).
+
+    Args:
+        population_size: default 4 + floor(3 ln D) for D trained numbers.
+        sigma_learning_rate: eta; default 0.2 (3 + ln D) / sqrt(D).
+        learning_rate: of the centre; default 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fitness_fn: FitnessFunction,
+        *,
+        population_size: int | None = None,
+        sigma_learning_rate: float | None = None,
+        learning_rate: float = 1.0,
+        **options: Any,
+    ) -> None:
+        size = max(1, sum(p.numel() for p in model.parameters() if p.requires_grad))
+        natural: dict[str, Any] = {"antithetic": False, "shaping": "nes", "scale": "relative"}
+        natural["optimizer"] = lambda parameters: torch.optim.SGD(parameters, lr=learning_rate)
+        super().__init__(
+            model,
+            fitness_fn,
+            population_size=4 + int(3 * math.log(size)) if population_size is None else population_size,
+            sigma_learning_rate=0.2 * (3 + math.log(size)) / math.sqrt(size)
+            if sigma_learning_rate is None
+            else sigma_learning_rate,
+            **(natural | options),
+        )
+
+    def centre_gradient(self, mean: Tensor, count: int) -> Tensor:
+        return self.current_sigma * count * mean
+
+    def next_spread(self, s: Tensor, change: Tensor, count: int) -> Tensor:
+        return s * torch.exp(self.sigma_learning_rate / 2 * count * change)

@@ -1,0 +1,230 @@
+"""Fitness of a population's members: in batches, or one at a time, and what is told of a fitness that cannot work."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from t2ialign.tensors.batching import split
+from t2ialign_eggroll.batched import evaluate_members, swapped
+from t2ialign_eggroll.noise import Perturbation
+
+log = logging.getLogger(__name__)
+FitnessFunction = Callable[[nn.Module], Tensor | float]
+#: Members of a generation -> their perturbations by parameter, sign and scale included.
+MemberNoise = Callable[[slice], dict[str, Perturbation]]
+
+
+class Scorer:
+    """Scores members of one model with one fitness function; no weight is changed in the end.
+
+    The model is in eval mode meanwhile, and every member meets the same state of torch's global random numbers.
+
+    Attributes:
+        batched: score many members in one ``torch.vmap``; turned off by the first evaluation where that would score
+            another network.
+        chunk_size: members in one batch, or members whose noise is in memory at once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fitness_fn: FitnessFunction,
+        parameters: Mapping[str, nn.Parameter],
+        batched: bool,
+        chunk_size: int,
+    ) -> None:
+        devices = {name: p.device for name, p in parameters.items()}
+        if len(set(devices.values())) > 1:
+            shown = ", ".join(f"{name} on {device}" for name, device in devices.items())
+            raise ValueError(f"the trained parameters must be on one device: {shown}")
+        self.model = model
+        self.fitness_fn = fitness_fn
+        self.parameters = parameters
+        self.batched = batched
+        self.chunk_size = chunk_size
+        self.device = next(iter(devices.values()))
+        self._seen = self._told_constant = self._told_nonfinite = False
+
+    @torch.no_grad()
+    def evaluate(self, noise: MemberNoise, count: int, seed: int) -> Tensor:
+        """Fitness of every member of a generation, (N,) float32.
+
+        Args:
+            noise: of the generation's members.
+            count: members N.
+            seed: of the random numbers that every member meets.
+        """
+        scores = torch.empty(count, device=self.device)
+        with _eval_mode(self.model):
+            if not self._seen:
+                self._seen = True
+                self._name_unread(seed)
+                if self.batched:
+                    self._compare_forms(noise(slice(0, 2)), seed)
+            for rows in split(count, self.chunk_size):
+                drawn = noise(rows)
+                if self.batched:
+                    scores[rows] = self._batch(drawn, seed)
+                else:
+                    for member in range(rows.start, rows.stop):
+                        scores[member] = self._score(drawn, member - rows.start, seed)
+        self._tell(scores)
+        return scores
+
+    def member(self, noise: Mapping[str, Perturbation], row: int) -> dict[str, Tensor]:
+        """The parameters of one of the members that ``noise`` is of."""
+        index = torch.tensor([row], device=self.device)
+        member = {}
+        for name, e in noise.items():
+            centre = self.parameters[name]
+            member[name] = e.select(index, centre.new_ones(1)).added_to(centre)[0]
+        return member
+
+    def centre(self, seed: int) -> float:
+        """Fitness of the model as it is."""
+        with torch.no_grad(), _eval_mode(self.model):
+            return self._number(seed)
+
+    def _compare_forms(self, noise: dict[str, Perturbation], seed: int) -> None:
+        """Two members as noise of a batch, and as weights of the model: a module that reads a weight instead of calling
+        its child would be scored without its noise, and nothing else would show it. One member at a time then."""
+        found, wanted = self._batch(noise, seed), self._set(noise, seed)
+        eps = max(torch.finfo(p.dtype).eps for p in self.parameters.values())  # weights of 16 bits round the noise too
+        tolerance = max(0.01, 32 * eps) * (wanted[1] - wanted[0]).abs() + max(1e-4, 2 * eps) * wanted.abs().max()
+        if not bool(wanted.isfinite().all()) or bool(((found - wanted).abs() <= tolerance).all()):
+            return
+        deaf = []
+        for name, one in ((name, {name: e}) for name, e in noise.items()):
+            heard, wanted = self._batch(one, seed), self._set(one, seed)
+            if (heard[1] - heard[0]).abs() < 0.5 * (wanted[1] - wanted[0]).abs():
+                deaf.append(name)
+        self.batched = False
+        log.warning(
+            "batched=True scores another network than the model: the noise of %s does not arrive where the model reads"
+            " those weights itself (a fused layer, a tied head, F.linear). Going on one member at a time.",
+            ", ".join(deaf) or "some parameters",
+        )
+
+    def _set(self, noise: dict[str, Perturbation], seed: int) -> Tensor:
+        """Scores of two members whose weights the model has; in a batch all the same, for its random numbers."""
+        index, off = torch.arange(2, device=self.device), torch.zeros(2, device=self.device)
+        none = {name: e.select(index, off.to(self.parameters[name].dtype)) for name, e in noise.items()}
+        scores = []
+        for row in range(2):
+            with swapped({name: self.parameters[name] for name in noise}, self.member(noise, row)):
+                scores.append(self._batch(none, seed)[row])
+        return torch.stack(scores)
+
+    def _batch(self, noise: dict[str, Perturbation], seed: int) -> Tensor:
+        with _common_random_numbers(seed, self.device), self._explained():
+            return evaluate_members(self.model, self._scalar, noise).float()
+
+    def _score(self, noise: dict[str, Perturbation], row: int, seed: int) -> float:
+        """The black-box way: set one member's weights, ask, put the centre back."""
+        with swapped(self.parameters, self.member(noise, row)):
+            return self._number(seed)
+
+    def _number(self, seed: int) -> float:
+        with _common_random_numbers(seed, self.device), self._explained():
+            score = self.fitness_fn(self.model)
+            if isinstance(score, Tensor) and score.numel() != 1:
+                raise ValueError(
+                    f"the fitness function must return one number, not a tensor of shape {tuple(score.shape)}"
+                )
+            return float(score)
+
+    def _scalar(self, model: nn.Module) -> Tensor:
+        score = self.fitness_fn(model)
+        if not isinstance(score, Tensor) or score.ndim:
+            raise ValueError(f"with batched=True the fitness function must return a scalar tensor, not {score!r}")
+        return score.to(self.device)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """torch's errors about devices name two of them and not which is whose."""
+        try:
+            yield
+        except (RuntimeError, NotImplementedError) as error:
+            if "device" in str(error).lower() or "meta" in str(error):
+                raise ValueError(
+                    f"the fitness function mixes devices: the trained parameters are on {self.device}, so move its"
+                    f" inputs there and return a number or a tensor that can be read ({str(error).splitlines()[0]})"
+                ) from error
+            raise
+
+    def _name_unread(self, seed: int) -> None:
+        """One call of the fitness function that notes which parameters any torch operation got."""
+        if any(map(_compiled, self.model.modules())):
+            return  # compiled code reads them where this cannot see
+        reads = _Reads(self.parameters.values())
+        with _common_random_numbers(seed, self.device), reads, self._explained():
+            self.fitness_fn(self.model)
+        unread = [name for name, p in self.parameters.items() if id(p) in reads.unread]
+        if unread and len(unread) < len(self.parameters):  # none read: the fitness runs elsewhere, and may well depend
+            shown = ", ".join(unread[:8]) + (f" and {len(unread) - 8} more" if len(unread) > 8 else "")
+            log.warning("no member's fitness depends on %s: the fitness function never reads it", shown)
+
+    def _tell(self, scores: Tensor) -> None:
+        finite = scores[scores.isfinite()]
+        if len(finite) < len(scores) and not self._told_nonfinite:
+            self._told_nonfinite = True
+            log.warning(
+                "%d of %d members have no finite fitness (NaN or infinite): they are left out of the update",
+                len(scores) - len(finite),
+                len(scores),
+            )
+        if len(finite) > 1 and bool((finite == finite[0]).all()) and not self._told_constant:
+            self._told_constant = True
+            log.warning(
+                "all members have the same fitness, %g: it does not depend on the trained parameters (random numbers"
+                " are the same for all members), or sigma is too small to show",
+                finite[0].item(),
+            )
+
+
+def _compiled(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule) or (
+        type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+    )
+
+
+class _Reads(TorchFunctionMode):
+    """Notes which of some parameters are an argument of a torch operation."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__()
+        self.unread = {id(p) for p in parameters}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
+            self.unread.discard(id(leaf))
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _common_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """Every member of a generation sees the same global random numbers; the caller's state comes back."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

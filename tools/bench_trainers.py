@@ -1,0 +1,292 @@
+"""Trainers at their defaults on four small tasks, beside tuned ones, evotorch and SGD, at equal evaluations.
+
+    OMP_NUM_THREADS=1 python tools/bench_trainers.py --seeds 3          # about half an hour of one core
+    python tools/bench_trainers.py --tasks digits --rules eggroll pgpe --seeds 1
+
+All rules see the same fitness: one number per member, one minibatch (or one set of starts) per generation; what is
+measured is the centre after the last generation:
+
+    digits    64-64-10 MLP on scikit-learn's digits, minibatches of 64, 64 x 300 evaluations; test accuracy
+    cartpole  4-16-2 policy, mean return of 4 episodes of at most 500 steps, 64 x 30; mean return of 50 / 500
+    cnn       two convolutions and a linear layer on digits, minibatches of 32, 64 x 200; test accuracy
+    copy      a transformer block that copies 5 of 8 symbols, minibatches of 16, 64 x 250; share of right symbols
+
+evotorch (not needed by anything else here) takes part where it can be imported: PGPE with ClipUp and SNES, with the
+radius of 4.5 and the speed radius / 15 of its examples. SGD back-propagates the same loss and gets as many
+forwards, a backward counted as two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from t2ialign_eggroll import EggrollTrainer, OpenESTrainer, PGPETrainer, SNESTrainer
+from t2ialign_eggroll.eggroll_trainer import EGGROLLTrainer
+
+POPULATION = 64
+
+
+@dataclass
+class Task:
+    """A task; ``fitness`` draws its minibatch from torch's global generator."""
+
+    model: Callable[[], nn.Module]
+    fitness: Callable[[nn.Module], Tensor]
+    quality: Callable[[nn.Module], float]
+    generations: int
+    batched: bool = True
+    gradient: bool = True
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    data = load_digits()
+    x, held, y, held_y = train_test_split(
+        data.data.astype("float32") / 16, data.target, test_size=0.25, random_state=0, stratify=data.target
+    )
+    return torch.tensor(x), torch.tensor(y), torch.tensor(held), torch.tensor(held_y)
+
+
+def classification(model: Callable[[], nn.Module], shape: tuple[int, ...], batch: int, generations: int) -> Task:
+    x, y, held, held_y = digits()
+    x, held = x.view(-1, *shape), held.view(-1, *shape)
+
+    def fitness(net: nn.Module) -> Tensor:
+        rows = torch.randint(0, len(x), (batch,))
+        return -F.cross_entropy(net(x[rows]), y[rows])
+
+    return Task(model, fitness, lambda net: (net(held).argmax(1) == held_y).float().mean().item(), generations)
+
+
+def cartpole_return(net: nn.Module, episodes: int, limit: int = 500) -> Tensor:
+    """Mean steps until a pole on a cart falls or the cart leaves its track; the policy pushes left or right."""
+    position, speed, angle, spin = (torch.rand(4, episodes) - 0.5).mul(0.1)
+    alive, steps = torch.ones(episodes, dtype=torch.bool), torch.zeros(episodes)
+    for _ in range(limit):
+        force = 20.0 * net(torch.stack([position, speed, angle, spin], 1)).argmax(1) - 10.0
+        push = (force + 0.05 * spin.square() * angle.sin()) / 1.1
+        turn = (9.8 * angle.sin() - angle.cos() * push) / (0.5 * (4 / 3 - 0.1 * angle.cos().square() / 1.1))
+        pull = push - 0.05 * turn * angle.cos() / 1.1
+        position, speed = position + 0.02 * speed, speed + 0.02 * pull
+        angle, spin = angle + 0.02 * spin, spin + 0.02 * turn
+        steps += alive
+        alive = alive & (position.abs() <= 2.4) & (angle.abs() <= math.radians(12))
+        if not alive.any():
+            break
+    return steps.mean()
+
+
+class Copier(nn.Module):
+    """One pre-norm transformer block that is shown 5 symbols and 5 blanks, and fills in the blanks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.symbols = nn.Parameter(0.5 * torch.randn(9, 32))
+        self.places = nn.Parameter(0.5 * torch.randn(10, 32))
+        self.before, self.between, self.last = nn.LayerNorm(32), nn.LayerNorm(32), nn.LayerNorm(32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = F.one_hot(tokens, 9).to(self.symbols.dtype) @ self.symbols + self.places
+        q, k, v = self.qkv(self.before(x)).unflatten(-1, (3, 2, 16)).movedim(-3, 0).transpose(-2, -3)
+        attention = ((q @ k.mT) / 4).softmax(-1)
+        x = x + self.out((attention @ v).transpose(-2, -3).flatten(-2))
+        x = x + self.down(F.gelu(self.up(self.between(x))))
+        return self.head(self.last(x[..., 5:, :]))
+
+
+def copying() -> Task:
+    def batch(count: int) -> Tensor:
+        symbols = torch.randint(0, 8, (count, 5))
+        return torch.cat([symbols, torch.full((count, 5), 8)], 1)
+
+    def fitness(net: nn.Module) -> Tensor:
+        tokens = batch(16)
+        return -F.cross_entropy(net(tokens).flatten(0, -2), tokens[:, :5].flatten())
+
+    torch.manual_seed(99)
+    held = batch(500)
+    return Task(Copier, fitness, lambda net: (net(held).argmax(-1) == held[:, :5]).float().mean().item(), 250)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
+
+
+def policy() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2))
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "digits": lambda: classification(mlp, (64,), 64, 300),
+    "cartpole": lambda: Task(
+        policy,
+        lambda net: cartpole_return(net, 4),
+        lambda net: cartpole_return(net, 50).item() / 500,
+        30,
+        batched=False,
+        gradient=False,
+    ),
+    "cnn": lambda: classification(cnn, (1, 8, 8), 32, 200),
+    "copy": copying,
+}
+
+
+def ours(kind: type, **options: object) -> Callable[[Task, nn.Module, int], None]:
+    def run(task: Task, model: nn.Module, seed: int) -> None:
+        trainer = kind(model, task.fitness, population_size=POPULATION, batched=task.batched, seed=seed, **options)
+        trainer.train(task.generations)
+
+    return run
+
+
+def their_defaults(task: Task, model: nn.Module, seed: int) -> None:
+    trainer = EGGROLLTrainer(
+        model.parameters(), model, task.fitness, population_size=POPULATION, learning_rate=0.01, sigma=0.1, seed=seed
+    )
+    trainer.train(task.generations, verbose=False)
+
+
+def evotorch_rule(name: str, radius: float = 4.5) -> Callable[[Task, nn.Module, int], None]:
+    def run(task: Task, model: nn.Module, seed: int) -> None:
+        from evotorch import Problem
+        from evotorch.algorithms import PGPE, SNES
+
+        parameters = list(model.parameters())
+        start = nn.utils.parameters_to_vector(parameters).detach().clone()
+        generation = 0
+
+        class Members(Problem):
+            def _evaluate_batch(self, solutions: object) -> None:
+                nonlocal generation
+                generation += 1
+                scores = []
+                for values in solutions.values:
+                    nn.utils.vector_to_parameters(values.clone(), parameters)
+                    torch.manual_seed(seed * 100_003 + generation)
+                    scores.append(float(task.fitness(model)))
+                solutions.set_evals(torch.tensor(scores))
+
+        problem = Members("max", solution_length=len(start), initial_bounds=(-1, 1), seed=seed)
+        speed = radius / 15
+        if name == "pgpe":
+            searcher = PGPE(
+                problem,
+                popsize=POPULATION,
+                center_learning_rate=speed / 2,
+                stdev_learning_rate=0.1,
+                radius_init=radius,
+                center_init=start,
+                optimizer="clipup",
+                optimizer_config={"max_speed": speed},
+            )
+        else:
+            searcher = SNES(problem, popsize=POPULATION, radius_init=radius, center_init=start)
+        with torch.no_grad():
+            searcher.run(task.generations)
+        nn.utils.vector_to_parameters(searcher.status["center"].clone(), parameters)
+
+    return run
+
+
+def sgd(task: Task, model: nn.Module, seed: int) -> None:
+    steps = POPULATION * task.generations // 3
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    torch.manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-task.fitness(model)).backward()
+        optimizer.step()
+
+
+RULES: dict[str, Callable[[Task, nn.Module, int], None]] = {
+    "eggroll": ours(EggrollTrainer),
+    "open-es": ours(OpenESTrainer),
+    "pgpe": ours(PGPETrainer),
+    "snes": ours(SNESTrainer),
+    "eggroll adam": ours(EggrollTrainer, optimizer="adam"),
+    "eggroll momentum": ours(EggrollTrainer, optimizer="momentum"),
+    "eggroll x 0.5": ours(EggrollTrainer, scale="relative", learning_rate=0.5),
+    "eggroll x 2": ours(EggrollTrainer, scale="relative", learning_rate=2.0),
+    "eggroll sigma 0.2": ours(EggrollTrainer, sigma=0.2),
+    "eggroll sigma 1": ours(EggrollTrainer, sigma=1.0),
+    "their defaults": their_defaults,
+    "evotorch pgpe": evotorch_rule("pgpe"),
+    "evotorch snes": evotorch_rule("snes"),
+    "sgd": sgd,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--json", help="append one JSON object per run to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name in options.tasks:
+        task = TASKS[name]()
+        for rule in options.rules:
+            if rule.startswith("evotorch") and importlib.util.find_spec("evotorch") is None:
+                continue
+            if rule == "sgd" and not task.gradient:
+                continue
+            for seed in range(options.seeds):
+                torch.manual_seed(seed)
+                model = task.model()
+                start = time.process_time()
+                RULES[rule](task, model, seed)
+                seconds = time.process_time() - start
+                torch.manual_seed(1000)
+                with torch.no_grad():
+                    quality = task.quality(model.eval())
+                found.setdefault((rule, name), []).append((quality, seconds))
+                line = {"task": name, "rule": rule, "seed": seed, "quality": quality, "cpu_seconds": seconds}
+                if options.json:
+                    with Path(options.json).open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+                print(f"{name:10}{rule:20}seed {seed}  {quality:.3f}  {seconds:6.1f} CPU s", flush=True)
+    print("\n| rule | " + " | ".join(options.tasks) + " |\n|---|" + "---|" * len(options.tasks))
+    for rule in options.rules:
+        if any((rule, name) in found for name in options.tasks):
+            print(f"| {rule} | " + " | ".join(cell(found.get((rule, name), [])) for name in options.tasks) + " |")
+
+
+def cell(runs: list[tuple[float, float]]) -> str:
+    """Mean quality, the seeds' own, and mean CPU seconds."""
+    if not runs:
+        return ""
+    quality, seconds = (sum(column) / len(runs) for column in zip(*runs, strict=True))
+    return f"{quality:.3f} ({' '.join(f'{q:.3f}' for q, _ in runs)}), {seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    main()
