@@ -19,6 +19,7 @@ from t2ialign.cli.studies.bench import bench
 from t2ialign.cli.studies.push import push
 from t2ialign.cli.studies.sweep import sweep
 from t2ialign.errors import T2IAlignError, culprit
+from t2ialign.foreign import shown
 from t2ialign.ranks import stops
 
 app = typer.Typer(
@@ -93,7 +94,7 @@ def main() -> None:
         elif trace := getattr(error, "trace", ""):  # of another rank, whose own output may be elsewhere
             typer.echo(trace, err=True)
         message = str(error) if isinstance(error, T2IAlignError) else f"{who} failed: {type(error).__name__}: {error}"
-        typer.echo(f"error: {message}", err=True)
+        typer.echo(shown(f"error: {message}"), err=True)
         if not (isinstance(error, T2IAlignError) or wants_traceback):
             typer.echo("with --traceback the command shows where", err=True)
         sys.exit(getattr(error, "exit_code", 1))

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from t2ialign import plugins as registry_module
 from t2ialign.cli.running import Overrides, SpecFile
 from t2ialign.evaluation.schedule import schedule
+from t2ialign.foreign import shown
 from t2ialign.plugins import Registry
 from t2ialign.remarks.collect import all_prompts, remarks
 from t2ialign.spec import parse as specs
@@ -46,11 +46,11 @@ def validate(spec: SpecFile, overrides: Overrides = None) -> None:
     lines["evaluations on the way"] = along.words(plan) if along else "none"
     if parsed.uses_lora:
         lines["parameters in the LoRA"] = _lora_parameters(parsed)
-    typer.echo(f"{spec} is valid")
+    typer.echo(shown(f"{spec} is valid"))
     for name, value in lines.items():
-        typer.echo(f"  {name:24}{value}")
+        typer.echo(shown(f"  {name:24}{value}"))
     for remark in remarks(parsed, all_prompts(parsed)):
-        typer.echo(f"note: {remark}")
+        typer.echo(shown(f"note: {remark}"))
 
 
 def _lora_parameters(spec: Spec) -> str:
@@ -117,26 +117,26 @@ def plugins(
         typer.echo(json.dumps(listing, indent=2))
         raise typer.Exit(1 if troubles else 0)
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from t2ialign.run.display import Terminal
+
+    console = Terminal()
     for role, kinds in found.parts.items():
         table = Table(title=f"{role}s", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("kind", "what it is", "from"):
             table.add_column(column, no_wrap=column != "what it is")
         for kind, declared in sorted(kinds.items()):
             clash = (role, kind) in found.clashes
-            table.add_row(escape(kind), escape(declared.summary), "two packages" if clash else declared.distribution)
+            table.add_row(kind, declared.summary, "two packages" if clash else declared.distribution)
         console.print(table)
     for line in troubles:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     for status in found.plugins:
         if status.imports_torch or status.seconds > SLOW:
             console.print(
                 f"slow: {status.name} takes {status.seconds:.1f} s to import{' torch' * status.imports_torch};"
                 " a lazy target 'package.module:Class' leaves heavy imports to the runs that need them",
-                markup=False,
                 soft_wrap=True,
             )
     raise typer.Exit(1 if troubles else 0)

@@ -10,6 +10,7 @@ import typer
 
 from t2ialign.cli.running import RunFolder
 from t2ialign.errors import UsageError
+from t2ialign.foreign import shown
 from t2ialign.storage import files
 from t2ialign.storage.run_directory import RunDir
 
@@ -26,7 +27,7 @@ def report(
         raise UsageError(f"--out {out}: must be a file in an existing folder")
     from t2ialign.report import page as pages
 
-    typer.echo(f"wrote {pages.write(found, out)}")
+    typer.echo(shown(f"wrote {pages.write(found, out)}"))
 
 
 def compare(
@@ -48,13 +49,12 @@ def compare(
     if as_json:
         typer.echo(json.dumps({"shared": shared, "runs": summaries}, indent=2))
         return
-    from rich.console import Console
-
     from t2ialign.cli.tables import side_by_side
+    from t2ialign.run.display import Terminal
 
     names = [path.resolve().name for path in map(Path, summaries)]
     labels = names if len(set(names)) == len(names) else list(summaries)
-    Console().print(side_by_side(dict(zip(labels, summaries.values(), strict=True)), shared))
+    Terminal().print(side_by_side(dict(zip(labels, summaries.values(), strict=True)), shared))
 
 
 def _evaluated(run: RunDir) -> list[tuple[Any, Any]]:

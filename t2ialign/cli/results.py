@@ -12,6 +12,7 @@ import typer
 from t2ialign.cli.parts import parse_samplers
 from t2ialign.cli.running import Overrides, RunFolder, SpecFile, quiet_libraries
 from t2ialign.errors import UsageError
+from t2ialign.foreign import shown
 from t2ialign.spec import checkpoints
 from t2ialign.spec.prompts import read
 
@@ -50,9 +51,9 @@ def sample(
         paths = sampling.sample(parsed, wanted[:limit], count, seed, lora, out, world)
     if not world.is_main:
         return
-    shown = f"the first {sampling.SHOWN} of " if max(len(wanted[:limit]), count) > sampling.SHOWN else ""
-    where = f"in {out}; grid.png shows {shown}them, grid.txt has its prompts"
-    typer.echo(f"{len(paths)} images of {len(wanted[:limit])} prompts {where}")
+    part = f"the first {sampling.SHOWN} of " if max(len(wanted[:limit]), count) > sampling.SHOWN else ""
+    where = f"in {out}; grid.png shows {part}them, grid.txt has its prompts"
+    typer.echo(shown(f"{len(paths)} images of {len(wanted[:limit])} prompts {where}"))
 
 
 def eval_(
@@ -71,7 +72,7 @@ def eval_(
     quiet_libraries()
     from t2ialign.report import page as report
     from t2ialign.run import finish, runner
-    from t2ialign.run.display import Display
+    from t2ialign.run.display import Display, Terminal
 
     world = runner.join_of(run)
     display = Display(quiet=not world.is_main)
@@ -85,13 +86,11 @@ def eval_(
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return
-    from rich.console import Console
-
     from t2ialign.cli.tables import comparison
 
-    console = Console()
+    console = Terminal()
     console.print(comparison(summary, console.width))
-    console.print(f"{run / 'report.html'}  [dim]the run on one page, rewritten[/dim]", highlight=False, soft_wrap=True)
+    console.place(run / "report.html", "the run on one page, rewritten")
 
 
 def export(

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from t2ialign import places
 from t2ialign.errors import UsageError
+from t2ialign.run.chatter import FORMAT, Plain
 from t2ialign.spec import parse as specs
 from t2ialign.spec.machine import check_machine
 from t2ialign.storage.run_directory import RunDir
@@ -85,7 +85,9 @@ def _watched(first: str, quiet: bool, log_file: Path | None) -> Iterator[Display
 def quiet_libraries() -> None:
     """Keep notices that no user can act on out of the progress display; call it before torch is imported."""
     os.environ.setdefault(*_TOKENIZERS)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Plain(FORMAT))
     for chatter in ("torchao", "torch.utils._pytree"):
         logging.getLogger(chatter).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|huggingface_hub)(\..*)?")
@@ -97,16 +99,12 @@ def _show(path: Path, display: Display) -> None:
         return
     import json
 
-    from rich.console import Console
-
     from t2ialign.cli.tables import comparison
+    from t2ialign.run.display import Terminal
 
-    console, run = Console(), RunDir(path)
+    console, run = Terminal(), RunDir(path)
     summary = json.loads((path / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     console.print(comparison(summary, console.width))
-
-    def tell(what: str, meaning: str) -> None:
-        console.print(f"{what}  [dim]{escape(meaning)}[/dim]", highlight=False, soft_wrap=True)
 
     for name, meaning in (
         ("report.html", "the run on one page"),
@@ -116,15 +114,15 @@ def _show(path: Path, display: Display) -> None:
         ("log.txt", "all that was said, by libraries too"),
     ):
         if (path / name).exists():
-            tell(escape(str(path / name)), meaning)
+            console.place(str(path / name), meaning)
     peak = max((line.get("peak_memory_mb") or 0.0 for line in run.timing()), default=0.0)
     memory = f", peak memory {peak:,.0f} MB" if peak else ""
-    console.print(f"took {span(time.monotonic() - display.started)}{memory}", highlight=False)
+    console.print(f"took {span(time.monotonic() - display.started)}{memory}")
     opener = {"darwin": "open", "win32": "start"}.get(sys.platform, "xdg-open")
-    tell(f"next: {opener} {escape(shlex.quote(str(path / 'report.html')))}", "look at it")
+    console.place(f"next: {opener} {shlex.quote(str(path / 'report.html'))}", "look at it")
     if any((path / "export").glob("*.safetensors")) and run.spec().uses_lora:
         folder, spec = shlex.quote(str(path / "export")), shlex.quote(str(path / "spec.toml"))
-        tell(f'next: t2ialign sample {spec} --lora {folder} -p "your prompt"', "use the LoRA")
+        console.place(f'next: t2ialign sample {spec} --lora {folder} -p "your prompt"', "use the LoRA")
 
 
 def span(seconds: float) -> str:

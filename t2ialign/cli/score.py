@@ -14,6 +14,7 @@ from t2ialign.cli.parts import parse_part
 from t2ialign.config import RewardMixConfig
 from t2ialign.errors import UsageError
 from t2ialign.evaluation import folders as image_folders
+from t2ialign.foreign import shown
 from t2ialign.spec.model import ChosenReward
 from t2ialign.spec.parse import parse_rewards
 
@@ -129,13 +130,14 @@ def _described(part: ChosenReward) -> dict[str, Any]:
 
 
 def _show(result: Result, names: Sequence[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from t2ialign.run.display import Terminal
 
     table = Table("reward", "mean", "std", "se", "images")
     for name, row in result.summary(names).items():
         cells = ("-" if row[key] is None else f"{row[key]:.5g}" for key in ("mean", "std", "se"))
         table.add_row(name, *cells, str(row["count"]))
-    Console().print(table)
+    Terminal().print(table)
     for path, reason in result.skipped.items():
-        typer.echo(f"left out: {path}: {reason}", err=True)
+        typer.echo(shown(f"left out: {path}: {reason}"), err=True)

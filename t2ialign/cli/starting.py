@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from t2ialign.config import RewardMixConfig
 from t2ialign.declaration import Declaration
 from t2ialign.errors import UsageError
+from t2ialign.foreign import shown
 from t2ialign.plugins import Registry, registry
 from t2ialign.spec.parse import TABLES
 
@@ -43,7 +44,7 @@ def init(
         found.find("reward", reward),
     )
     out.write_text(text, encoding="utf-8")
-    typer.echo(f"wrote {out}; next: t2ialign validate {out}")
+    typer.echo(shown(f"wrote {out}; next: t2ialign validate {out}"))
 
 
 def json_schema(parts: Registry) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from t2ialign.evaluation.comparison import caption, rows, short, table_header, table_rows
@@ -24,7 +23,7 @@ def comparison(summary: dict[str, Any], width: int = WIDE) -> Table:
     for column, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if column else "left", no_wrap=True)
     for line in lines[1:]:
-        table.add_row(*map(escape, line))
+        table.add_row(*line)
     return table
 
 
@@ -52,7 +51,7 @@ def side_by_side(summaries: dict[str, dict[str, Any]], shared: bool) -> Table:
         label = reward
         for name, row in tuned:
             if row.reward == reward:
-                table.add_row(escape(label), escape(name), short(row.base), short(row.mean), row.measured, row.in_se)
+                table.add_row(label, name, short(row.base), short(row.mean), row.measured, row.in_se)
                 label = ""
         table.add_section()
     return table

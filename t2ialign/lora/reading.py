@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from t2ialign.errors import UsageError
+from t2ialign.foreign import parse_json, read_object, shown, tensor_header
 from t2ialign.spec import checkpoints
 
 log = logging.getLogger(__name__)
@@ -74,12 +74,15 @@ def read(file: Path) -> dict[str, Tensor]:
         UsageError: no readable safetensors file, or another kind of adapter.
     """
     try:
+        tensor_header(file)
         with safe_open(file, "pt") as stream:
             names = list(stream.keys())
             tensors = {name: stream.get_tensor(name) for name in names}
-            header = json.loads((stream.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UsageError(f"no readable LoRA at {file}: {error}") from error
+            header = parse_json((stream.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        if not isinstance(header, dict):
+            raise ValueError("its lora_adapter_metadata is no object")
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise UsageError(f"no readable LoRA at {file}: {shown(error, 300)}") from error
     if config := _peft_config(file):
         header = {f"{PEFT_PREFIX.rstrip('.')}.{key}": value for key, value in config.items()}
     folded: dict[str, Tensor] = {}
@@ -90,7 +93,13 @@ def read(file: Path) -> dict[str, Tensor]:
             if lost := [module + end for end in (up, down) if module + end not in other]:
                 raise UsageError(f"{file}: a layer lacks '{lost[0]}'")
             a, b = other.pop(module + down).float(), other.pop(module + up).float()
+            if a.ndim < 2 or b.ndim < 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
+                raise UsageError(
+                    f"{file}: the factors of {shown(module, 100)} have shapes {(*a.shape,)}, {(*b.shape,)}"
+                )
             alpha = other.pop(f"{module}.alpha", None)
+            if alpha is not None and alpha.numel() != 1:
+                raise UsageError(f"{file}: '{shown(module, 100)}.alpha' is {alpha.numel()} numbers")
             strength = _strength(module, a.shape[0], None if alpha is None else float(alpha), header)
             folded |= {module + down: a, module + up: b * strength}
     if other:
@@ -180,7 +189,10 @@ def _peft_config(file: Path) -> dict[str, Any]:
     config = file.with_name(PEFT_CONFIG)
     if file.name != PEFT_FILE or not config.is_file():
         return {}
-    settings = json.loads(config.read_text(encoding="utf-8"))
+    try:
+        settings = read_object(config)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{config} {error}") from error
     unknown = [key for key in ("use_dora", "use_rslora", "fan_in_fan_out") if settings.get(key)]
     if settings.get("peft_type") != "LORA" or unknown:
         raise UsageError(
@@ -203,4 +215,4 @@ def _strength(module: str, rank: int, alpha: float | None, header: Mapping[str, 
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(shown(name, 100) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -10,12 +10,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TextIO
 
+from t2ialign.foreign import shown
+
 #: Packages whose notices no user of a run can act on; whatever else logs is shown.
 LIBRARIES = {
     *("accelerate", "diffusers", "filelock", "fsspec", "httpcore", "httpx", "huggingface_hub", "matplotlib", "numpy"),
     *("peft", "PIL", "py", "tokenizers", "torch", "torchao", "torchvision", "transformers", "triton", "urllib3"),
 }
 FORMAT = "%(levelname)s %(name)s: %(message)s"
+
+
+class Plain(logging.Formatter):
+    """No escape sequence of a prompt or a path works in a warning."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 class Chatter:
@@ -44,7 +53,7 @@ class Chatter:
         logging.captureWarnings(True)
         before, root.handlers[:] = list(root.handlers), [shown, kept]
         for handler in root.handlers:
-            handler.setFormatter(logging.Formatter(FORMAT))
+            handler.setFormatter(Plain(FORMAT))
         sys.stderr = _Writer(self)
         try:
             with ExitStack() as stack:

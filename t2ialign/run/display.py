@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -19,7 +20,22 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from t2ialign.foreign import shown
 from t2ialign.run.chatter import Chatter
+
+
+class Terminal(Console):
+    """Shows texts as they are, whoever wrote them: no markup, no emoji, and no escape sequence of theirs works."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(shown(text), **options)
+
+    def place(self, what: object, meaning: str) -> None:
+        """A path or a command, on one line that can be copied, and what it is for."""
+        self.print(str(what), Text(f" {meaning}", style="dim"), soft_wrap=True)
 
 
 class Display:
@@ -39,7 +55,7 @@ class Display:
         interval: float = 60.0,
         chatter: Chatter | None = None,
     ) -> None:
-        self.console = console or Console(file=chatter.terminal if chatter else None, stderr=True, highlight=False)
+        self.console = console or Terminal(file=chatter.terminal if chatter else None, stderr=True)
         self.quiet = quiet
         self.interval = interval
         self.chatter = chatter
@@ -50,12 +66,12 @@ class Display:
         """One line about a stage."""
         self.log(text)
         if not self.quiet:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(shown(text), markup=False, emoji=False, soft_wrap=True)
 
     def log(self, text: str) -> None:
         """One line for the log alone."""
         if self.chatter:
-            self.chatter.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+            self.chatter.write(f"{time.strftime('%H:%M:%S')} {shown(text)}\n")
 
     def kept_in(self, file: Path) -> AbstractContextManager[None]:
         """Inside, the log is this file."""
@@ -97,7 +113,7 @@ class _Lines(Progress):
         yield from super().get_renderables()
         for task in self.tasks:
             if note := task.fields["note"]:
-                yield Text(f"  {note}", overflow="fold")
+                yield Text(f"  {shown(note)}", overflow="fold")
 
 
 class Bar:
@@ -109,7 +125,7 @@ class Bar:
         self._started = time.monotonic()
         self._live = display.console.is_interactive and not display.quiet  # a dumb terminal gets lines
         columns: list[ProgressColumn] = [
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TaskProgressColumn(),
@@ -117,7 +133,7 @@ class Bar:
             TextColumn("eta {task.fields[eta]}"),
         ]
         self._progress = _Lines(*columns, console=display.console, disable=not self._live, redirect_stderr=False)
-        self._task = self._progress.add_task(title, total=total, completed=done, note="", eta="-:--")
+        self._task = self._progress.add_task(shown(title), total=total, completed=done, note="", eta="-:--")
 
     def __enter__(self) -> Bar:
         self._progress.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import re
 import struct
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from t2ialign import places
 from t2ialign.errors import UsageError
+from t2ialign.foreign import tensor_header
 
 #: Bytes: files up to WHOLE are hashed as they are, of others SAMPLES pieces.
 WHOLE, SAMPLES, PIECE = 2**26, 256, 2**12
@@ -155,11 +155,16 @@ def fingerprint(folder: Path, parts: Iterable[str]) -> str:
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name -> shape of every tensor in the folder's safetensors files, from their headers alone."""
+    """Name -> shape of every tensor in the folder's safetensors files, from their headers alone.
+
+    Raises:
+        UsageError: a file is none, or was cut.
+    """
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
+        try:
+            header = tensor_header(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file} {error}") from error
         shapes |= {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
     return shapes

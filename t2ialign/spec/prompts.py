@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ialign.errors import UsageError
+from t2ialign.foreign import check_file, parse_json, shown
 from t2ialign.spec.tables import csv_rows, lines_of, text_of, tsv_rows
 
 #: Where a prompt is looked for in a table or an object, in this order and whatever the case.
@@ -80,17 +81,18 @@ def _json_lines(path: Path, column: str | None) -> Iterable[Prompt]:
     for number, line in enumerate(lines_of(text_of(path)), 1):
         if line.strip():
             try:
-                value = json.loads(line)
+                value = parse_json(line, finite=True)
             except ValueError as error:
-                raise ValueError(f", line {number}: not a JSON object with a prompt ({error})") from error
+                raise ValueError(f", line {number}: not a JSON object with a prompt ({shown(error, 200)})") from error
             yield _prompt(value, column, f", line {number}")
 
 
 def _json(path: Path, column: str | None) -> Iterable[Prompt]:
+    text = text_of(path)
     try:
-        content = json.loads(text_of(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f" is no JSON: {error}") from error
+        content = parse_json(text, finite=True)
+    except ValueError as error:
+        raise ValueError(f" is no JSON: {shown(error, 200)}") from error
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):  # COCO captions
         content = content["annotations"]
     if isinstance(content, dict):
@@ -120,7 +122,12 @@ def _parquet(path: Path, column: str | None) -> Iterable[Prompt]:
         from pyarrow import parquet
     except ImportError as error:
         raise ValueError(": reading .parquet needs pyarrow; pip install pyarrow") from error
-    for number, row in enumerate(parquet.read_table(path).to_pylist()):
+    check_file(path)
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except Exception as error:  # of its own kinds, too
+        raise ValueError(f" is no readable .parquet: {shown(error, 200)}") from error
+    for number, row in enumerate(rows):
         yield _prompt(row, column, f", row {number}")
 
 
@@ -143,9 +150,10 @@ def _grouped(prompts: Iterable[Prompt]) -> list[Prompt]:
     questions: dict[str, list[dict[str, Any]]] = {}
     texts: dict[str, str] = {}
     for prompt in prompts:
-        item = prompt.data["item_id"]
+        data = {name.strip().lower(): field for name, field in prompt.data.items()}
+        item = data.pop("item_id")
         texts.setdefault(item, str(prompt))
-        questions.setdefault(item, []).append({k: v for k, v in prompt.data.items() if k != "item_id"})
+        questions.setdefault(item, []).append(data)
     return [Prompt(text, {"item_id": item, "questions": questions[item]}) for item, text in texts.items()]
 
 
@@ -158,7 +166,11 @@ def _prompt(value: Any, column: str | None, where: str) -> Prompt:
     name = _column(list(value), column, where)
     text = value[name]
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f'{where}: "{name}" must be a non-empty text, not {json.dumps(text, default=str)[:60]}')
+        raise ValueError(f'{where}: "{shown(name, 60)}" must be a non-empty text, not {shown(repr(text), 60)}')
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff), no character") from None
     return Prompt(text, {key: field for key, field in value.items() if key != name})
 
 
@@ -168,8 +180,8 @@ def _column(names: Sequence[str], column: str | None, where: str) -> str:
     for wanted in (column.strip().lower(),) if column else COLUMNS:
         if wanted in lower:
             return lower[wanted]
-    what = f"no column '{column}'" if column else "no column with prompts (column = ... names it)"
-    raise ValueError(f"{where}: {what}; there are {', '.join(map(repr, names)) or 'none'}")
+    what = f"no column '{shown(column, 60)}'" if column else "no column with prompts (column = ... names it)"
+    raise ValueError(f"{where}: {what}; there are {shown(', '.join(map(repr, names)), 200) or 'none'}")
 
 
 READERS: dict[str, Callable[[Path, str | None], Iterable[Prompt]]] = {

@@ -8,6 +8,8 @@ import io
 import re
 from pathlib import Path
 
+from t2ialign.foreign import read
+
 _LINE_END = re.compile(r"\r\n|\n|\r")
 #: A field is quoted only if its closing quote ends it; every other quote is text.
 _TSV_FIELD = re.compile(r'"((?:[^"]|"")*)"(?=\t|\r|\n|\Z)|[^\t\r\n]*')
@@ -18,9 +20,12 @@ def text_of(path: Path) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is neither.
+        ValueError: it is neither, no file, or absurdly large.
     """
-    data = path.read_bytes()
+    try:
+        data = read(path)
+    except ValueError as error:
+        raise ValueError(f" {error}") from error
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return data.decode("utf-16" if wide else "utf-8-sig")

@@ -8,9 +8,13 @@ from typing import Any
 import tomli
 
 from t2ialign.errors import UsageError
+from t2ialign.foreign import read as read_bytes
+from t2ialign.foreign import shown
 
 #: What ``loads`` and ``value`` raise; tomli's own error is one.
 TOMLError = ValueError
+#: Bytes of a spec.
+MOST = 2**22
 
 
 def loads(text: str) -> dict[str, Any]:
@@ -36,11 +40,13 @@ def read(path: Path) -> dict[str, Any]:
         UsageError: it cannot be read, is not UTF-8, or is no TOML.
     """
     try:
-        return loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_bytes(path, MOST).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise UsageError(f"spec {path}: {error}") from error
+    try:
+        return loads(text)
     except TOMLError as error:
-        raise UsageError(f"spec {path} is not valid TOML: {error}") from error
+        raise UsageError(f"spec {path} is not valid TOML: {shown(error, 500)}") from error
 
 
 def value(text: str) -> Any:

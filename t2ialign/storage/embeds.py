@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from t2ialign.foreign import shown, tensor_header
 from t2ialign.storage.tensor_files import write_tensors
 from t2ialign.tensors.conditioning import Conditioning
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 Row = dict[str, Tensor]
 #: Called with (encoded so far, to encode) by every cache.
 watchers: list[Callable[[int, int], None]] = []
+#: Of the files; another number is another folder.
+LAYOUT = 2
 #: Folders of which was said that they cannot be written.
 _told: set[Path] = set()
 
@@ -54,7 +57,7 @@ class EmbedsCache:
 
     def __init__(self, identity: Mapping[str, object], names: Iterable[str] | None = None) -> None:
         self.names = None if names is None else set(names)
-        self.folder = cache_root() / "embeds" / _digest(json.dumps(identity, sort_keys=True))
+        self.folder = cache_root() / "embeds" / _digest(json.dumps([LAYOUT, identity], sort_keys=True))
 
     def fetch(
         self,
@@ -89,13 +92,16 @@ class EmbedsCache:
         """The stored row; None when there is none that could be used."""
         path = self._path(prompt)
         try:
+            told = tensor_header(path).get("__metadata__", {})
             row = load_file(path)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (SafetensorError, OSError) as error:
-            fault = f"is unreadable ({error})"
+        except (SafetensorError, OSError, ValueError) as error:
+            fault = f"is unreadable ({shown(error, 200)})"
         else:
-            if self.names is not None and row.keys() != self.names:
+            if told.get("prompt") != prompt or told.get("digest") != _content(row):
+                fault = "is not what was written there"
+            elif self.names is not None and row.keys() != self.names:
                 fault = f"holds {', '.join(sorted(row)) or 'nothing'}, not {', '.join(sorted(self.names))}"
             elif bad := [name for name, tensor in row.items() if not bool(tensor.isfinite().all())]:
                 fault = f"has numbers in '{bad[0]}' that are not finite"
@@ -111,7 +117,7 @@ class EmbedsCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 shutil.rmtree(path)
-            write_tensors(path, row, {"prompt": prompt})
+            write_tensors(path, row, {"prompt": prompt, "digest": _content(row)})
         except OSError as error:
             root = cache_root()
             if root not in _told:
@@ -142,6 +148,15 @@ def assemble(prompts: Sequence[str], rows: Sequence[Row], masks: Mapping[str, st
         else:
             tensors[name] = torch.stack(values)
     return Conditioning(tuple(prompts), tensors)
+
+
+def _content(row: Row) -> str:
+    """A hash of names, types, shapes and numbers."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(row.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _digest(text: str) -> str:

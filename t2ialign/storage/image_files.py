@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from t2ialign.foreign import check_file
 from t2ialign.storage.image_texts import texts_of
 
 #: What is opened, whatever a file's name: no format that runs another program or follows references.
@@ -31,6 +32,8 @@ FORMATS = (
 )
 #: A picture of more pixels is not decoded: a small file can unpack to gigabytes.
 MOST_PIXELS = 100_000_000
+#: A picture of more than this has to fill its file: no photograph or drawing has so many pixels in a byte.
+LARGE, MOST_PER_BYTE = 30_000_000, 200
 
 
 def read_image(path: Path) -> tuple[Tensor, dict[str, str]]:
@@ -45,13 +48,14 @@ def read_image(path: Path) -> tuple[Tensor, dict[str, str]]:
     Raises:
         Exception: whatever Pillow raises for files that are broken, foreign or absurdly large.
     """
-    if not path.is_file():
-        raise ValueError("not a regular file")
+    size = check_file(path)
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]
     with Image.open(path, formats=known) as file:
         if file.width * file.height > MOST_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels are more than {MOST_PIXELS:,}")
+        if file.width * file.height > max(LARGE, MOST_PER_BYTE * size):
+            raise ValueError(f"{size:,} bytes would unpack to {file.width} x {file.height} pixels")
         file.load()
         texts = texts_of(file)
         picture = ImageOps.exif_transpose(file)
@@ -69,4 +73,4 @@ def pixels_of(picture: Image.Image) -> Tensor:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
     pixels = torch.from_numpy(np.array(picture.convert("RGB")))
-    return pixels.permute(2, 0, 1).float() / 255
+    return pixels.permute(2, 0, 1).float().div_(255)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from t2ialign.foreign import parse_json
 from t2ialign.spec.prompts import Prompt
 
 _USER_COMMENT, _EXIF_IFD = 0x9286, 0x8769
@@ -55,7 +55,7 @@ def prompt_of(texts: Mapping[str, str]) -> Prompt:
 
 def _object(text: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(text)
+        value = parse_json(text, finite=True)
     except ValueError:
         return None
     return value if isinstance(value, dict) and value else None
@@ -70,6 +70,7 @@ def _with(text: Any, negative: Any) -> Prompt:
 def _of_json(content: dict[str, Any]) -> Prompt:
     """SwarmUI and Fooocus."""
     inner = content.get("sui_image_params", content)
+    inner = inner if isinstance(inner, dict) else content
     return _with(inner.get("prompt"), inner.get("negativeprompt", inner.get("negative_prompt")))
 
 

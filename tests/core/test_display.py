@@ -112,7 +112,7 @@ def test_what_libraries_say_is_in_the_log_alone_and_what_others_say_is_on_both(t
         print("a library's bar", file=sys.stderr)
         warnings.warn("deprecated", FutureWarning, stacklevel=1)
         with display.kept_in(tmp_path / "log.txt"):
-            logging.getLogger("torchao.utils").warning("no kernels")
+            logging.getLogger("urllib3.pool").warning("no kernels")
             logging.getLogger("my_rewards.mine").warning("a blank image")
             display.say("step 1")
     assert sys.stderr is terminal

@@ -53,7 +53,7 @@ def test_anything_that_changes_an_embedding_changes_the_key():
     assert len(encoder.asked) == 3
 
 
-@pytest.mark.parametrize("unusable", ["other names", "nan", "folder"])
+@pytest.mark.parametrize("unusable", ["other names", "nan", "folder", "other numbers", "another prompt's"])
 def test_a_file_of_another_layout_is_written_anew(root, unusable):
     encoder = Encoder()
     EmbedsCache({}, ["embeds"]).fetch(["ab"], encoder)
@@ -61,8 +61,12 @@ def test_a_file_of_another_layout_is_written_anew(root, unusable):
     if unusable == "folder":
         file.unlink()
         (file / "inside").mkdir(parents=True)
+    elif unusable == "another prompt's":
+        EmbedsCache({}, ["embeds"]).fetch(["cd"], Encoder())
+        (other,) = set(root.rglob("*.safetensors")) - {file}
+        other.replace(file)
     else:
-        name, value = ("pooled", 1.0) if unusable == "other names" else ("embeds", torch.nan)
+        name, value = {"other names": ("pooled", 1.0), "nan": ("embeds", torch.nan)}.get(unusable, ("embeds", 1.0))
         save_file({name: torch.full((2, 2), value)}, file)
     for _ in range(2):
         rows = EmbedsCache({}, ["embeds"]).fetch(["ab"], encoder)

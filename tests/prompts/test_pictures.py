@@ -66,7 +66,7 @@ def test_a_bomb_is_not_decoded(tmp_path, monkeypatch):
 def test_a_fifo_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "1.png")
     result = score_images([tmp_path / "1.png"], ["x"], REWARDS)
-    assert "not a regular file" in next(iter(result.skipped.values()))
+    assert "no regular file" in next(iter(result.skipped.values()))
 
 
 def test_numbers_that_may_count_lines_or_prompts_are_refused(tmp_path):

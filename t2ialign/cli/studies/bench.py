@@ -75,26 +75,25 @@ def bench(
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
         return
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from t2ialign.bench import results
+    from t2ialign.run.display import Terminal
 
     header, *lines = results.main_table(summary)
     table = Table(caption=results.caption(summary))
     for number, name in enumerate(header):
-        table.add_column(escape(name), justify="right" if number else "left")
+        table.add_column(name, justify="right" if number else "left")
     for line in lines:
-        table.add_row(*map(escape, line))
-    console = Console()
+        table.add_row(*line)
+    console = Terminal()
     console.print(table)
     for name, meaning in (
         ("report.html", "quality against evaluations, on one page"),
         ("table.md", "the same tables, by category too; table.csv and summary.json have every number"),
         ("images", "a folder for each variant, as the suite's own scorer reads it"),
     ):
-        console.print(f"{place / name}  [dim]{meaning}[/dim]", highlight=False, soft_wrap=True)
+        console.place(place / name, meaning)
 
 
 def scoring(spec: Spec, of_suite: tuple[str, ...], extra: list[str]) -> list[ChosenReward]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2ialign import checkpoints
 from t2ialign.errors import UsageError
+from t2ialign.foreign import read_object, tensor_header
 from t2ialign.spec.checkpoints import tensor_shapes
 
 if TYPE_CHECKING:
@@ -159,29 +158,20 @@ def is_complete(file: Path) -> bool:
     if file.suffix == ".bin":
         with file.open("rb") as stream:  # what is no archive is a pickle of old, which says nothing
             return stream.read(2) != b"PK" or zipfile.is_zipfile(file)
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            return False
-        (length,) = struct.unpack("<Q", prefix)
-        if 8 + length > size:
-            return False
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return size == 8 + length + max(ends, default=0)
+    try:
+        tensor_header(file)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        UsageError: the file is no valid JSON.
+        UsageError: the file is none.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is damaged: {error}") from error
+        return read_object(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} {error}") from error

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from t2ialign import Requirements, SamplerConfig
 from t2ialign.config import CHECKPOINT
+from t2ialign.errors import UsageError
+from t2ialign.foreign import parse_json, read_object, shown, tensor_header
 from t2ialign.spec.checkpoints import local_path
 
 Schedule = Literal["native", "polynomial", "logsnr", "time_uniform", "discrete", "flowmatch"]
@@ -128,13 +129,26 @@ class EpdConfig(OdeConfig):
 
 
 def table_size(path: Path) -> tuple[int, int, Schedule]:
-    """Intervals, probes and schedule of a solver table's file, without torch."""
-    if path.suffix == ".safetensors":
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        return *header["positions"]["shape"], json.loads(header["__metadata__"]["table"])["schedule"]
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return len(content["positions"]), len(content["positions"][0]), content["schedule"]
+    """Intervals, probes and schedule of a solver table's file, without torch.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            header = tensor_header(path)
+            steps, points = header["positions"]["shape"]
+            schedule = parse_json(header["__metadata__"]["table"])["schedule"]
+        else:
+            content = read_object(path)
+            steps, points, schedule = len(content["positions"]), len(content["positions"][0]), content["schedule"]
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"has the schedule '{shown(schedule, 60)}'; there are {', '.join(get_args(Schedule))}")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"sampler.table = '{path}' {error}") from error
+    except (KeyError, TypeError, IndexError) as error:
+        raise UsageError(f"sampler.table = '{path}' is no solver table") from error
+    return steps, points, schedule
 
 
 class DiffusersConfig(SamplerConfig):

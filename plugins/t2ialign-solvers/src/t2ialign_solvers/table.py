@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from t2ialign import UsageError
+from t2ialign.foreign import parse_json, read_object, shown, tensor_header
 from t2ialign.spec.checkpoints import local_path
 from t2ialign.storage import files
 from t2ialign.storage.tensor_files import write_tensors
@@ -105,16 +106,17 @@ def load_table(reference: str) -> SolverTable:
         if content.get("format") != FORMAT:
             raise ValueError(f"its format is not '{FORMAT}'")
         return SolverTable(**{name: content[name] for name in (*_TENSORS, *_SETTINGS)})
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UsageError(f"sampler.table = '{reference}' is no solver table: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"sampler.table = '{reference}' is no solver table: {shown(error, 300)}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_object(path)
     return content | {name: torch.tensor(content[name], dtype=torch.float32) for name in _TENSORS if name in content}
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
+    tensor_header(path)
     with safe_open(path, "pt") as stream:
-        settings = json.loads((stream.metadata() or {})["table"])
+        settings = parse_json((stream.metadata() or {})["table"])
         return settings | {name: stream.get_tensor(name) for name in _TENSORS}
