@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from t2ialign import plugins
 from t2ialign.config import SamplerConfig
-from t2ialign.errors import UsageError
+from t2ialign.errors import UsageError, nearest
 from t2ialign.spec import toml
 from t2ialign.spec.model import Chosen
 from t2ialign.spec.parse import parse_sampler
@@ -26,6 +27,22 @@ def parse_part(text: str, option: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UsageError(f"{option} {text}: write options as a TOML inline table, {kind}={{key = value}}")
     return {"kind": kind.strip(), **table}
+
+
+def parse_search(text: str) -> dict[str, Any]:
+    """The ``[optimizer]`` table of a search.
+
+    Raises:
+        UsageError: no such kind, or an optimizer that trains.
+    """
+    table, kinds = parse_part(text, "--search"), plugins.registry().parts["optimizer"]
+    searches = sorted(kind for kind, declared in kinds.items() if "search" in declared.provides)
+    if (kind := table["kind"]) not in searches:
+        near = "" if kind in kinds else nearest(kind, searches)
+        what = f"'{kind}' trains and is no search" if kind in kinds else f"there is no search '{kind}'"
+        hint = f"; did you mean '{near}'?" if near else ""
+        raise UsageError(f"--search {text}: {what}; searches: {', '.join(searches) or 'none is installed'}{hint}")
+    return table
 
 
 def parse_samplers(texts: Sequence[str]) -> dict[str, Chosen]:

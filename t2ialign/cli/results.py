@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from t2ialign.cli.parts import parse_samplers
+from t2ialign.cli.parts import parse_samplers, parse_search
 from t2ialign.cli.running import Overrides, RunFolder, SpecFile, quiet_libraries
 from t2ialign.errors import UsageError
 from t2ialign.foreign import shown
@@ -31,12 +31,19 @@ def sample(
         str | None,
         typer.Option(help="A LoRA: file, folder or hub id, in any layout that the docs list."),
     ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND[={...}]",
+            help="Search every image by the spec's rewards, options as a TOML table; 'run.steps' are its iterations.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.")] = Path("samples"),
 ) -> None:
-    """Generate images from a spec's backend and sampler, with a LoRA if given."""
+    """Generate images from a spec's backend and sampler, with a LoRA or a search if given."""
     from t2ialign.spec import parse as specs
 
-    parsed = specs.load(spec, overrides or [])
+    parsed = specs.load(spec, overrides or [], {"optimizer": parse_search(search)} if search else None)
     if lora is not None and (wrong := checkpoints.check_lora(lora)):
         raise UsageError(f"--lora {lora} {wrong}")
     if prompt and prompt_file:
@@ -48,7 +55,7 @@ def sample(
 
     world = join(parsed.run.timeout)
     with world.together():
-        paths = sampling.sample(parsed, wanted[:limit], count, seed, lora, out, world)
+        paths = sampling.sample(parsed, wanted[:limit], count, seed, lora, out, world, search is not None)
     if not world.is_main:
         return
     part = f"the first {sampling.SHOWN} of " if max(len(wanted[:limit]), count) > sampling.SHOWN else ""

@@ -219,7 +219,11 @@ class Problem:
 
 
 def assemble(
-    spec: Spec, world: World | None = None, report: Callable[[str], None] = log.info, output: Path | None = None
+    spec: Spec,
+    world: World | None = None,
+    report: Callable[[str], None] = log.info,
+    output: Path | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Problem:
     """Load everything that a spec names.
 
@@ -228,6 +232,7 @@ def assemble(
         world: this process among its peers.
         report: called with one line before each stage that may take a while.
         output: see ``Problem``.
+        prompts: in place of all that the spec names.
 
     Raises:
         UsageError: a checkpoint or a LoRA target is not usable.
@@ -239,8 +244,9 @@ def assemble(
             part.declaration.load()  # a wrong class is told before the model takes its minutes
     backend: Backend = spec.backend.build(device)
     sampler = load_sampler(spec.sampler, device) if spec.sampler else None
-    training: list[str] = list(spec.training_prompts())
-    texts = list(dict.fromkeys([*training, *spec.evaluation_prompts(), *spec.optimizer_config.further_prompts(spec)]))
+    training: list[str] = list(spec.training_prompts() if prompts is None else prompts)
+    others = [*spec.evaluation_prompts(), *spec.optimizer_config.further_prompts(spec)] if prompts is None else []
+    texts = list(dict.fromkeys([*training, *others]))
     report(f"encoding {len(texts)} prompts")
     with blaming(backend.label):
         encoded = backend.encode(texts)  # together: text encoders load once, before the network

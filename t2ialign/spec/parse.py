@@ -41,18 +41,19 @@ TABLES: dict[str, type[Config]] = {
 PARTS = ("backend", "sampler", "optimizer", "reward")
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Spec:
+def load(path: Path, overrides: Sequence[str] = (), tables: Mapping[str, Any] | None = None) -> Spec:
     """Read, override and validate a spec file.
 
     Args:
         path: the TOML file.
         overrides: ``dotted.key=value`` texts; the right side is TOML, or a plain text where it is no TOML.
+        tables: whole tables in place of the file's.
 
     Raises:
         UsageError: the file cannot be read or is no TOML.
         SpecError: the content is wrong; names every problem.
     """
-    tree = toml.read(path)
+    tree = toml.read(path) | dict(tables or {})
     for override in overrides:
         apply_override(tree, override)
     return parse(tree, str(path), path.resolve().parent)
@@ -306,13 +307,13 @@ class _Parser:
                 continue
             for reward in rewards:
                 with blaming(reward.declaration.label):
-                    unfit = list(_unfit(reward, found))
-                for problem in unfit:
+                    reasons = list(unfit(reward, found))
+                for problem in reasons:
                     self._problem(f"{table}.{key}", show(reference), f"reward '{reward.name}' {problem}.")
 
 
-def _unfit(reward: ChosenReward, found: Sequence[prompts.Prompt]) -> Iterator[str]:
-    """The first prompt that lacks each key that a reward reads, or else the first that it cannot score."""
+def unfit(reward: ChosenReward, found: Sequence[prompts.Prompt]) -> Iterator[str]:
+    """Why a reward cannot score some prompts: the first that lacks each key that it reads, or else that it refuses."""
     reads = sorted(reward.config.reads())
     lacking = [next(((i, p) for i, p in enumerate(found) if wanted not in p.data), None) for wanted in reads]
     for wanted, first in zip(reads, lacking, strict=True):
