@@ -38,6 +38,14 @@ class Denoiser(ABC):
             x: noisy latents (B, *latent_shape), float32.
             t: path time, one for all rows or one per row (B,).
         """
+        return self.predict(x.float(), self._asked(x, t))
+
+    def output(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """What the network itself says (B, *latent_shape), float32, whatever it predicts; arguments as above."""
+        return self.network_output(x.float(), self._asked(x, t))
+
+    def _asked(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Count an evaluation; one time per row (B,)."""
         import torch
 
         self.evaluations += 1
@@ -48,11 +56,19 @@ class Denoiser(ABC):
             times = t.to(x.device, torch.float32, non_blocking=True)
         else:
             times = torch.full((), t, dtype=torch.float32, device=x.device)
-        return self.predict(x.float(), times.expand(x.shape[0]))
+        return times.expand(x.shape[0])
 
     @abstractmethod
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         """The network and the conversion of its output; x float32 (B, ...), t float32 (B,)."""
+
+    def network_output(self, x: Tensor, t: Tensor) -> Tensor:
+        """Before the conversion; arguments as those of ``predict``. Only methods that train the network's output ask.
+
+        Raises:
+            TypeError: this denoiser does not tell.
+        """
+        raise TypeError(f"{type(self).__name__} does not tell what its network says: it has no network_output")
 
     @abstractmethod
     def rows(self, index: Tensor | Sequence[int]) -> Denoiser:

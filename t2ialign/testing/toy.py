@@ -38,9 +38,12 @@ class ToyDenoiser(t2ialign.Denoiser):
         super().__init__(FlowPath(), conditioning)
         self.net = net
 
-    def predict(self, x: Tensor, t: Tensor) -> t2ialign.Prediction:
+    def network_output(self, x: Tensor, t: Tensor) -> Tensor:
         text = self.conditioning.tensors["prompt_embeds"]
-        x0 = self.net(torch.cat([x.flatten(1), text], 1)).view_as(x)
+        return self.net(torch.cat([x.flatten(1), text], 1)).view_as(x)
+
+    def predict(self, x: Tensor, t: Tensor) -> t2ialign.Prediction:
+        x0 = self.network_output(x, t)
         t = t.view(-1, 1, 1, 1)
         return t2ialign.Prediction(x0, (x - self.path.alpha(t) * x0) / self.path.sigma(t).clamp(min=1e-6))
 
@@ -51,9 +54,12 @@ class ToyDenoiser(t2ialign.Denoiser):
 class FlowDenoiser(ToyDenoiser):
     """The velocity eps - x0 of a rectified flow, from the noisy image, the prompt and the time."""
 
-    def predict(self, x: Tensor, t: Tensor) -> t2ialign.Prediction:
+    def network_output(self, x: Tensor, t: Tensor) -> Tensor:
         text = self.conditioning.tensors["prompt_embeds"]
-        velocity = self.net(torch.cat([x.flatten(1), text, t[:, None]], 1)).view_as(x)
+        return self.net(torch.cat([x.flatten(1), text, t[:, None]], 1)).view_as(x)
+
+    def predict(self, x: Tensor, t: Tensor) -> t2ialign.Prediction:
+        velocity = self.network_output(x, t)
         t = t.view(-1, 1, 1, 1)
         return t2ialign.Prediction(x - t * velocity, x + (1 - t) * velocity)
 

@@ -60,13 +60,14 @@ class GuidedDenoiser(Denoiser):
             return self.conditioning.tensors
         return joined(self.negative[[0] * len(self.conditioning)], self.conditioning).tensors
 
-    def predict(self, x: Tensor, t: Tensor) -> Prediction:
+    def network_output(self, x: Tensor, t: Tensor) -> Tensor:
         if self.negative is None:
-            output = self.network(x, t, self._tensors)
-        else:
-            without, with_prompt = self.network(torch.cat([x, x]), torch.cat([t, t]), self._tensors).chunk(2)
-            output = without + self.guidance_scale * (with_prompt - without)
-        return to_prediction(self.prediction_type, self.path, x, t, output)
+            return self.network(x, t, self._tensors)
+        without, with_prompt = self.network(torch.cat([x, x]), torch.cat([t, t]), self._tensors).chunk(2)
+        return without + self.guidance_scale * (with_prompt - without)
+
+    def predict(self, x: Tensor, t: Tensor) -> Prediction:
+        return to_prediction(self.prediction_type, self.path, x, t, self.network_output(x, t))
 
     def rows(self, index: Tensor | Sequence[int]) -> GuidedDenoiser:
         return GuidedDenoiser(

@@ -42,16 +42,34 @@ class SprintDenoiser(Denoiser):
         assert isinstance(self.path, SprintPath)
         return SprintDenoiser(self.transformer, self.conditioning[index], self.guidance_scale, self.path)
 
+    def network_output(self, x: Tensor, t: Tensor) -> Tensor:
+        u, rho = self._flow(t)
+        return self._velocity(rho * x, u)
+
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
+        time = t.view(-1, 1, 1, 1)
+        u, rho = self._flow(t)
+        scaled = rho * x
+        f = ((1 - 2 * u) * scaled + (1 - 2 * u + 2 * u**2) * self._velocity(scaled, u)) / rho
+        return Prediction(
+            x0=torch.cos(time) * x - torch.sin(time) * f,
+            eps=torch.sin(time) * x + torch.cos(time) * f,
+        )
+
+    @staticmethod
+    def _flow(t: Tensor) -> tuple[Tensor, Tensor]:
+        """u and rho (B, 1, 1, 1) at TrigFlow times (B,)."""
+        time = t.view(-1, 1, 1, 1)
+        u = torch.sin(time) / (torch.cos(time) + torch.sin(time))
+        return u, torch.sqrt(u**2 + (1 - u) ** 2)
+
+    def _velocity(self, scaled: Tensor, u: Tensor) -> Tensor:
+        """The network's v at rho x and flow time u."""
         dtype = self.transformer.dtype
         embeds = self.conditioning.tensors["prompt_embeds"]
         # In the embeddings' dtype, as the pipeline has it: in bfloat16 the rounding shows in the image.
-        guidance = torch.full((len(x),), self.guidance_scale, dtype=embeds.dtype, device=x.device)
-        time = t.view(-1, 1, 1, 1)
-        u = torch.sin(time) / (torch.cos(time) + torch.sin(time))
-        rho = torch.sqrt(u**2 + (1 - u) ** 2)
-        scaled = rho * x
-        v = self.transformer(
+        guidance = torch.full((len(scaled),), self.guidance_scale, dtype=embeds.dtype, device=scaled.device)
+        velocity: Tensor = self.transformer(
             scaled.to(dtype),
             encoder_hidden_states=embeds.to(dtype),
             encoder_attention_mask=self.conditioning.tensors["prompt_attention_mask"],
@@ -59,8 +77,4 @@ class SprintDenoiser(Denoiser):
             timestep=u.flatten(),
             return_dict=False,
         )[0].float()
-        f = ((1 - 2 * u) * scaled + (1 - 2 * u + 2 * u**2) * v) / rho
-        return Prediction(
-            x0=torch.cos(time) * x - torch.sin(time) * f,
-            eps=torch.sin(time) * x + torch.cos(time) * f,
-        )
+        return velocity

@@ -135,14 +135,13 @@ class EvoConfig(TrajectorySearchConfig):
             raise ValueError("evolution_schedule: must be ascending steps from 0 on")
         return self
 
-    def schedule(self, spec: Spec) -> list[int]:
-        """The steps of the generations.
+    def schedule(self, steps: int) -> list[int]:
+        """The steps of the generations, where members can be changed between ``steps``.
 
         Raises:
             UsageError: there are no such steps.
         """
         generations = len(self.population_size_schedule) - 1
-        steps = self.steps(spec)
         if self.evolution_schedule is None:
             if steps == 1:
                 return [0] * generations
@@ -162,7 +161,8 @@ class EvoConfig(TrajectorySearchConfig):
 
     def cost(self, spec: Spec) -> int:
         """n_0 s_0 + sum n_k (T - s_k) + sum n_{k+1} (s_{k+1} - s_k); elites are drawn again only with new noise."""
-        steps, schedule = self.steps(spec), self.schedule(spec)
+        steps = self.steps(spec)
+        schedule = self.schedule(steps)
         again = 0 if steps > 1 else self.elite_size
         sizes = [size - (again if k else 0) for k, size in enumerate(self.population_size_schedule)]
         ends = [*schedule[1:], steps]

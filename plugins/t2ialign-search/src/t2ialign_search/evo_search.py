@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from t2ialign import seeding
+from t2ialign import StepSampler, seeding
 from t2ialign.problem.problem import Problem
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_reno.noise_search import NoiseSearch
@@ -15,7 +15,7 @@ from t2ialign_reno.searches import Search
 from t2ialign_search.config import EvoConfig
 from t2ialign_search.evolution import Evolution, Phase, evolve
 from t2ialign_search.trajectories import Result, TrajectorySearch
-from t2ialign_search.walk import Leap, Walk, normal, step_sampler
+from t2ialign_search.walk import Leap, Walk, normal
 
 
 class Seeded:
@@ -48,7 +48,7 @@ class Seeded:
     def mutation(self, generation: int, count: int) -> Tensor:
         return self._normal(count, None, "mutation", generation)
 
-    def _normal(self, count: int, plain, *words: str | int) -> Tensor:  # type: ignore[no-untyped-def]
+    def _normal(self, count: int, plain: Callable[[int], int] | None, *words: str | int) -> Tensor:
         seeds = [[seeding.derive(seed, *words, member) for member in range(count)] for seed in self.seeds]
         for row, own in zip(seeds, self.plain, strict=True):
             if plain is not None and own is not None:
@@ -61,11 +61,10 @@ class Evolving(TrajectorySearch):
 
     def __init__(self, problem: Problem, config: EvoConfig) -> None:
         super().__init__(problem)
-        self.stepwise = config.steps(problem.spec) > 1
-        if self.stepwise:
-            step_sampler(problem)  # told before anything is drawn
+        steps = config.steps(problem.spec)
+        self.stepwise = steps > 1 and isinstance(problem.sampler, StepSampler)
         self.options = Evolution(
-            config.schedule(problem.spec),
+            config.schedule(steps if self.stepwise else 1),
             config.population_size_schedule,
             config.elite_size,
             config.mutation_rate,
@@ -78,12 +77,8 @@ class Evolving(TrajectorySearch):
         walk = Walk(self.problem, conditioning) if self.stepwise else Leap(self.problem, conditioning, seeds)
         best = evolve(walk, Seeded(self.problem, searches, passes), self.options)
         assert best.latents is not None
-        return Result(
-            best.latents,
-            best.fitness,
-            best.raw,
-            {"evaluations": walk.evaluations / len(seeds) + torch.zeros_like(best.fitness)},
-        )
+        spent = torch.full_like(best.fitness, walk.evaluations / len(seeds))
+        return Result(best.latents, best.fitness, best.raw, {"evaluations": spent})
 
 
 class EvoSearch(NoiseSearch):

@@ -3,6 +3,7 @@
 from t2ialign import hookimpl
 from t2ialign.hookspecs import Register
 from t2ialign_search.config import EvoConfig, FkConfig, ZeroOrderConfig
+from t2ialign_search.hyper_noise.config import HyperNoiseConfig
 
 
 @hookimpl
@@ -27,5 +28,12 @@ def t2ialign_optimizers(register: Register) -> None:
         config=ZeroOrderConfig,
         summary="steps to the best noise around a pivot, without gradients; delivers images",
         provides={"search"},
+        requires={"backend": {"denoiser"}},
+    )
+    register(
+        "hyper-noise",
+        "t2ialign_search.hyper_noise.optimizer:HyperNoise",
+        config=HyperNoiseConfig,
+        summary="train a network that maps the noise of a one-step model to better noise (HyperNoise)",
         requires={"backend": {"denoiser"}},
     )
