@@ -1,10 +1,10 @@
-"""All searches at equal network evaluations on the shapes world: what a learned reward gains, and what an exact one sees.
+"""All searches at equal network evaluations on the shapes world: what a learned reward gains, what an exact one sees.
 
     OMP_NUM_THREADS=1 python tools/compare_searches.py           everything that has no result yet, then the table
     python tools/compare_searches.py --only best-of-n fk --seeds 0
     python tools/compare_searches.py --table                     the table of what is there
 
-Every search optimises the same CLIP reward for the same held-out prompts, and starts from the noise of the base's image;
+Every search optimises the same CLIP reward for the same held-out prompts, and starts at the noise of the base's image;
 the exact detector only watches. Two models: a small Stable Diffusion in eight steps, where an image costs eight
 evaluations, and its one-step sibling, where it costs one. Evaluations are those of the search, without the last drawing
 of the image that it found; gradients are counted beside them.

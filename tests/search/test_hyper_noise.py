@@ -67,12 +67,13 @@ def test_the_reward_rises_on_held_out_noise_and_the_loader_draws_the_runs_images
         wanted = optimizer.generate(rows, seeds)
         plain = assemble(spec_of("optimizer={kind='toy-search'}"), report=lambda text: None).backend
     noise = plain.noise(seeds)
-    before = plain.generate(rows, seeds, ToyStep())
+    sampler = ToyStep(ToyStep.Config())
+    before = plain.generate(rows, seeds, sampler)
     refine = HyperNoise(plain.net, export)
-    torch.testing.assert_close(plain.generate(rows, seeds, ToyStep()), before)  # the model stays as it is
+    torch.testing.assert_close(plain.generate(rows, seeds, sampler), before)  # the model stays as it is
     text = rows.tensors["prompt_embeds"]
     better = noise + refine.residual(torch.cat([noise.flatten(1), text], 1)).view_as(noise)
-    found = plain.generate(rows, seeds, ToyStep(), better)
+    found = plain.generate(rows, seeds, sampler, better)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, before, atol=1e-3)
 
