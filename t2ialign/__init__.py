@@ -1,5 +1,7 @@
 """t2ialign aligns text-to-image models with rewards.
 
+From Python, ``t2ialign.run("spec.toml", {"run.steps": 10})`` runs a spec and ``t2ialign.open_run(folder)`` opens a run.
+
 The public names of a plugin author: ``hookimpl``, the base classes ``Backend``, ``Sampler``, ``StepSampler``,
 ``Reward``, ``Optimizer``, ``LoraOptimizer``, ``Denoiser``, the config classes, and the modules ``seeding`` and
 ``checkpoints``. Importing this package does not import torch; what needs torch is imported when it is first used.
@@ -22,8 +24,11 @@ from t2ialign.spec.prompts import Prompt
 from t2ialign.tensors.state import State
 
 if TYPE_CHECKING:
+    from t2ialign import run
     from t2ialign.problem.problem import Batch, Problem
     from t2ialign.problem.rollout import Rollout
+    from t2ialign.run.opened.run import Run
+    from t2ialign.run.opened.run import Run as open_run
     from t2ialign.tensors import seeding
     from t2ialign.tensors.conditioning import Conditioning
     from t2ialign.tensors.paths import DiffusionPath, Prediction
@@ -37,6 +42,9 @@ _LAZY = {
     "Prediction": "t2ialign.tensors.paths",
     "Problem": "t2ialign.problem.problem",
     "Rollout": "t2ialign.problem.rollout",
+    "Run": "t2ialign.run.opened.run",
+    "open_run": "t2ialign.run.opened.run",
+    "run": "t2ialign.run",
     "seeding": "t2ialign.tensors.seeding",
 }
 
@@ -63,6 +71,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "Rollout",
+    "Run",
     "Sampler",
     "SamplerConfig",
     "SpecError",
@@ -73,6 +82,8 @@ __all__ = [
     "UsageError",
     "checkpoints",
     "hookimpl",
+    "open_run",
+    "run",
     "seeding",
 ]
 
@@ -81,4 +92,6 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 't2ialign' has no attribute '{name}'")
     module = import_module(_LAZY[name])
-    return module if name == "seeding" else getattr(module, name)
+    if name in ("run", "seeding"):
+        return module
+    return getattr(module, "Run" if name == "open_run" else name)

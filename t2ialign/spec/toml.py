@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import tomli
@@ -56,3 +58,19 @@ def value(text: str) -> Any:
         TOMLError: the text is no TOML value.
     """
     return loads(f"value = {text}")["value"]
+
+
+def assignments(values: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Overrides of keys as ``--set`` takes them: texts stay, {"run.steps": 10} becomes "run.steps = 10"."""
+    if not isinstance(values, Mapping):
+        return list(values)
+    return [f"{key}={_inline(one)}" for key, one in values.items()]
+
+
+def _inline(value: Any) -> str:
+    """A value in one line of TOML; JSON's texts, numbers, truths and lists are TOML's too."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(key))} = {_inline(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    return json.dumps(str(value) if isinstance(value, PurePath) else value)

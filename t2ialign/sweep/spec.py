@@ -155,4 +155,4 @@ def _drawn(values: list[Any] | Span, draw: random.Random) -> Any:
 
 def overrides(point: Point) -> list[str]:
     """A point as ``--set`` takes it."""
-    return [f"{key}={json.dumps(value)}" for key, value in point.items()]
+    return toml.assignments(point)
