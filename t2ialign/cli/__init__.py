@@ -39,6 +39,7 @@ for command in (
     runs,
     starting.schema,
     starting.init,
+    starting.import_flags,
     results.sample,
     results.eval_,
     results.export,

@@ -1,8 +1,9 @@
-"""``init`` and ``schema``: how a new spec begins. No torch."""
+"""``init``, ``schema`` and ``import-flags``: how a new spec begins. No torch."""
 
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,6 +46,25 @@ def init(
     )
     out.write_text(text, encoding="utf-8")
     typer.echo(shown(f"wrote {out}; next: t2ialign validate {out}"))
+
+
+def import_flags(
+    command: Annotated[str, typer.Argument(help='A command line, in quotes: "python main.py --backend ...".')],
+    optimizer: Annotated[str, typer.Option(help="The optimizer kind whose program it is of.")] = "eggroll",
+) -> None:
+    """Print the spec of another program's command line, with a comment wherever something differs."""
+    found = registry()
+    declaration = found.find("optimizer", optimizer)
+    target = getattr(declaration.config, "foreign_command_line", "")
+    if not target:
+        known = [
+            k for k, d in sorted(found.parts["optimizer"].items()) if getattr(d.config, "foreign_command_line", "")
+        ]
+        raise UsageError(
+            f"'{optimizer}' reads no command lines of other programs; these do: {', '.join(known) or 'none'}"
+        )
+    module, _, function = target.partition(":")
+    typer.echo(getattr(import_module(module), function)(command), nl=False)
 
 
 def json_schema(parts: Registry) -> dict[str, Any]:

@@ -65,6 +65,9 @@ class OptimizerConfig(Config):
     """Options of an optimizer."""
 
     role: ClassVar[str] = "optimizer"
+    #: "package.module:function" that makes the text of a spec from a command line of another program, for
+    #: ``t2ialign import-flags``; empty for none.
+    foreign_command_line: ClassVar[str] = ""
 
     def plan(self, spec: Spec) -> Plan:
         """Derive the run's size from the spec, without torch and without weights.

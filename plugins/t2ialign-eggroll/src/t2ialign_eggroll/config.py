@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -135,6 +135,8 @@ class OpenESConfig(EvolutionConfig):
 
 class EggrollConfig(EvolutionConfig):
     """``kind = "eggroll"``: low-rank noise (arXiv 2511.16652)."""
+
+    foreign_command_line: ClassVar[str] = "t2ialign_eggroll.hyperscale:spec_text"
 
     noise_rank: int = Field(1, ge=1, description="rank k of the perturbation of every matrix")
     sign_update: bool = Field(False, description="update with the signs of the noise factors (upstream's 'alteggroll')")

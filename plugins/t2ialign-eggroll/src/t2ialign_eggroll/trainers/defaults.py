@@ -57,7 +57,8 @@ def step_length(sigma: float, perturbations: int, size: int) -> float:
 
 
 def make_optimizer(kind: str, parameters: list[nn.Parameter], step: float) -> torch.optim.Optimizer:
-    """A torch optimizer whose steps have an rms of about ``step`` per entry, for a fitness of unit spread.
+    """A torch optimizer whose steps have an rms of ``step`` per entry along directions that do not repeat, as noisy
+    ones hardly do; a steady direction is followed up to four times as fast by "adam" and "momentum".
 
     Raises:
         ValueError: an unknown kind.
@@ -66,9 +67,9 @@ def make_optimizer(kind: str, parameters: list[nn.Parameter], step: float) -> to
         case "clipup":
             return ClipUp(parameters, lr=step * math.sqrt(sum(p.numel() for p in parameters)) / 2)
         case "adam":
-            return torch.optim.Adam(parameters, lr=step)
+            return torch.optim.Adam(parameters, lr=step * math.sqrt(1.9 / 0.1))
         case "momentum":
-            return torch.optim.SGD(parameters, lr=step / 10, momentum=0.9)  # tenfold along a steady direction
+            return torch.optim.SGD(parameters, lr=step * math.sqrt(1 - 0.9**2), momentum=0.9)
         case "sgd":
             return torch.optim.SGD(parameters, lr=step)
     raise ValueError(f"unknown optimizer '{kind}': {', '.join(OPTIMIZERS)}, or a function of the parameters")

@@ -1,0 +1,166 @@
+"""Every flag of HyperscaleES_T2I's main program: its default, where it is here, and what a difference changes.
+
+A flag with a note has no exact counterpart; the note says what differs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+        default: as the program has it; its type is the flag's.
+        here: our key, or "" where there is none.
+        note: what differs; "" where nothing does.
+        changes: whether what differs changes results.
+    """
+
+    default: bool | int | float | str
+    here: str = ""
+    note: str = ""
+    changes: bool = False
+
+
+MEMORY = "memory and speed alone"
+CACHE = "texts are encoded before the first step and cached by content; their .pt caches are not read"
+LAYERS = "backend.lora.targets"
+DROPOUT = "members are scored without dropout, as images are drawn; above 0 it would add noise to scores"
+
+FLAGS: dict[str, Flag] = {
+    # the run
+    "backend": Flag("infinity", "backend.kind"),
+    "device": Flag("auto", "run.device"),
+    "wandb_project": Flag(
+        "ES-Unified", "run.trackers", 'metrics.jsonl is always written; trackers = ["wandb"] adds W&B'
+    ),
+    "run_name": Flag("", "run.name"),
+    "save_root": Flag("es_runs_unified", "run.out"),
+    "save_every": Flag(10, "run.checkpoint_every", "0 meant only at the end; here the last step is always saved"),
+    "num_epochs": Flag(1000, "run.steps"),
+    # the strategy
+    "pop_size": Flag(8, "optimizer.population"),
+    "sigma": Flag(1e-2, "optimizer.sigma"),
+    "lr_scale": Flag(1e-1, "optimizer.learning_rate"),
+    "egg_rank": Flag(1, "optimizer.noise_rank"),
+    "use_antithetic": Flag(True, "optimizer.antithetic"),
+    "promptnorm": Flag(
+        True,
+        "optimizer.shaping",
+        "both values are 'zscore': the z-score that follows undoes the centring by prompt and the one divisor, so"
+        " fitness is the same; but with it one score that is not finite voids the whole generation, here only its member",
+        True,
+    ),
+    "theta_max_norm": Flag(40.0, "optimizer.max_norm"),
+    "max_step_norm": Flag(0.0, "optimizer.max_step_norm"),
+    # rewards
+    "w_aesthetic": Flag(0.0, "[[reward]] clip-aesthetic"),
+    "w_text": Flag(0.0, "[[reward]] clip-text"),
+    "w_noart": Flag(0.0, "[[reward]] no-artifacts"),
+    "w_pick": Flag(1.0, "[[reward]] pickscore"),
+    # numerics
+    "tf32": Flag(False, "", "torch's own setting is left alone; rounding alone", True),
+    "matmul_precision": Flag("high", "", "torch's own setting is left alone; rounding alone", True),
+    "deterministic": Flag(False, "", "torch's own setting is left alone; rounding alone", True),
+    "cudnn_benchmark": Flag(False, "", "torch's own setting is left alone; rounding alone", True),
+    "torch_compile": Flag(True, "backend.compile", "of Sana and Z-Image; their compilation mostly never happened"),
+    "compile_mode": Flag("max-autotune", "backend.compile", "'default' or 'reduce-overhead'"),
+    "compile_fullgraph": Flag(True, "", "graphs may break; results are the same"),
+    # images
+    "prompts_per_gen": Flag(4, "prompts.per_step"),
+    "batches_per_gen": Flag(4, "prompts.images_per_prompt"),
+    "max_log_batches": Flag(1, "samples.count", "grids at fixed prompts and noise instead of strips"),
+    "max_batch": Flag(2, "run.micro_batch", "images per batch; theirs repeats pictures within a prompt", True),
+    # Sana Sprint
+    "sana_model": Flag("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", "backend.checkpoint"),
+    "sana_encoded_prompts": Flag("encoded_prompts_sana_unifed.pt", "", CACHE),
+    "sana_guidance_scale": Flag(4.5, "backend.guidance_scale"),
+    "sana_width_latent": Flag(16, "backend.image_size", "32 pixels each; square only", True),
+    "sana_height_latent": Flag(16, "backend.image_size", "32 pixels each; square only", True),
+    "sana_dtype_latents": Flag("float16", "", "noise is drawn in float32 on the CPU, one generator per image", True),
+    "sana_lora_r": Flag(2, "backend.lora.rank"),
+    "sana_lora_alpha": Flag(8, "backend.lora.alpha"),
+    "sana_lora_dropout": Flag(0.0, "", DROPOUT, True),
+    "sana_lora_targets": Flag("to_q,to_k,to_v,to_out.0,linear_1,linear_2,proj_out,linear", LAYERS),
+    "sana_prompts_txt": Flag("prompts_train_v3.txt", "prompts.file"),
+    "sana_auto_encode": Flag(False, "", CACHE),
+    "sana_encode_bs": Flag(8, "", f"batch of the text encoder: {MEMORY}"),
+    # VAR
+    "var_depth": Flag(16, "backend.depth"),
+    "var_ckpt_dir": Flag("checkpoints_var", "backend.checkpoint"),
+    "var_download_if_missing": Flag(False, "", "a hub id downloads, a folder does not"),
+    "var_guidance_scale": Flag(4.0, "backend.guidance_scale"),
+    "var_allowed_classes": Flag("all", "prompts.file", "a prompt file with the classes' names", True),
+    "var_classes_per_gen": Flag(2, "prompts.per_step"),
+    "var_lora_r": Flag(4, "backend.lora.rank"),
+    "var_lora_alpha": Flag(16, "backend.lora.alpha"),
+    "var_lora_dropout": Flag(0.0, "", DROPOUT, True),
+    "var_lora_targets": Flag(
+        "mat_qkv,proj,fc1,fc2,ada_lin.1,head_nm.ada_lin.1,head",
+        LAYERS,
+        "their LoRA on mat_qkv has no effect on any image; here it has, or is refused",
+        True,
+    ),
+    # Z-Image
+    "zimage_model": Flag("Tongyi-MAI/Z-Image-Turbo", "backend.checkpoint"),
+    "zimage_prompts_txt": Flag("untitled.txt", "prompts.file"),
+    "zimage_encoded_prompts": Flag("encoded_zimage_untitledtxt_big.pt", "", CACHE),
+    "zimage_auto_encode": Flag(False, "", CACHE),
+    "zimage_width": Flag(384, "backend.image_size", "square only", True),
+    "zimage_height": Flag(384, "backend.image_size", "square only", True),
+    "zimage_steps": Flag(7, "sampler.steps"),
+    "zimage_guidance_scale": Flag(0.0, "backend.guidance_scale"),
+    "zimage_micro_batch": Flag(1, "run.micro_batch"),
+    "zimage_dtype": Flag("bfloat16", "backend.dtype"),
+    "zimage_attention_backend": Flag("flash", "", "diffusers' default kernel; rounding alone", True),
+    "zimage_compile_transformer": Flag(False, "backend.compile"),
+    "zimage_use_gguf": Flag(False, "backend.network_file"),
+    "zimage_gguf_repo_id": Flag("jayn7/Z-Image-Turbo-GGUF", "backend.network_checkpoint"),
+    "zimage_gguf_filename": Flag("z_image_turbo-Q3_K_S.gguf", "backend.network_file"),
+    "zimage_gguf_local_dir": Flag("gguf_cache", "", "the hub's own cache"),
+    "zimage_gguf_local_path": Flag("", "backend.network_checkpoint"),
+    "zimage_lora_r": Flag(2, "backend.lora.rank"),
+    "zimage_lora_alpha": Flag(8, "backend.lora.alpha"),
+    "zimage_lora_dropout": Flag(0.0, "", DROPOUT, True),
+    "zimage_lora_targets": Flag("to_q,to_k,to_v,linear,w1,w2,w3", LAYERS),
+    "zimage_use_vae_lora": Flag(False, "backend.lora_decoder", "rank, alpha and targets are the network's", True),
+    "zimage_vae_lora_r": Flag(2, "backend.lora.rank", "one rank for network and decoder", True),
+    "zimage_vae_lora_alpha": Flag(8, "backend.lora.alpha", "one alpha for network and decoder", True),
+    "zimage_vae_lora_dropout": Flag(0.0, "", DROPOUT, True),
+    "zimage_vae_lora_targets": Flag("to_q,to_k,to_v,to_out.0", LAYERS, "one list for network and decoder", True),
+    # Infinity
+    "inf_variant": Flag("8b_512", "backend.variant"),
+    "inf_model_path": Flag("infinity_2b_reg.pth", "backend.checkpoint", "the variant decides, as it does there"),
+    "inf_vae_path": Flag("infinity_vae_d32_reg.pth", "backend.checkpoint", "the variant decides, as it does there"),
+    "inf_text_encoder_ckpt": Flag("google/flan-t5-xl", "backend.text_encoder"),
+    "inf_vae_type": Flag(32, "backend.variant", "the variant decides, as it does there"),
+    "inf_pn": Flag("0.60M", "backend.resolution", "the variant decides, as it does there"),
+    "inf_model_type": Flag("infinity_2b", "backend.variant", "the variant decides, as it does there"),
+    "inf_apply_spatial_patchify": Flag(0, "backend.variant", "the variant decides, as it does there"),
+    "inf_checkpoint_type": Flag("torch", "backend.variant", "the variant decides, as it does there"),
+    "inf_encoded_prompts": Flag("encoded_prompts_infinity.pt", "", CACHE),
+    "inf_h_div_w_template": Flag(1.0, "backend.aspect_ratio"),
+    "inf_text_channels": Flag(2048, "", "read from the text encoder"),
+    "inf_use_flex_attn": Flag(0, "", "plain attention; rounding alone", True),
+    "inf_bf16": Flag(1, "backend.dtype"),
+    "inf_guidance_scale": Flag(3.0, "", "never read there; inf_cfg_list acts"),
+    "inf_prompts_txt": Flag("untitled1.txt", "prompts.file"),
+    "inf_auto_encode": Flag(True, "", CACHE),
+    "inf_encode_bs": Flag(16, "", f"batch of the text encoder: {MEMORY}"),
+    "inf_drop_text_encoder_after_encode": Flag(True, "", "always"),
+    "inf_cfg_list": Flag("3", "backend.guidance_scale"),
+    "inf_tau_list": Flag("1", "backend.tau"),
+    "inf_cfg_insertion_layer": Flag(0, "", "guidance acts on the logits, which is 0; others are not here", True),
+    "inf_sampling_per_bits": Flag(1, "", "one draw per bit, which is 1; others are not here", True),
+    "inf_enable_positive_prompt": Flag(0, "backend.positive_prompt"),
+    "inf_top_k": Flag(900, "backend.top_k", "a bit has two values, so 900 keeps both, which is 0 here; 1 is greedy"),
+    "inf_top_p": Flag(0.97, "backend.top_p"),
+    "inf_micro_batch": Flag(0, "run.micro_batch", "max_batch overrides it there"),
+    "inf_lora_r": Flag(2, "backend.lora.rank"),
+    "inf_lora_alpha": Flag(8, "backend.lora.alpha"),
+    "inf_lora_dropout": Flag(0.0, "", DROPOUT, True),
+    "inf_lora_targets": Flag("fc1", LAYERS),
+}
