@@ -51,7 +51,8 @@ FLAGS: dict[str, Flag] = {
         True,
         "optimizer.shaping",
         "both values are 'zscore': the z-score that follows undoes the centring by prompt and the one divisor, so"
-        " fitness is the same; but with it one score that is not finite voids the whole generation, here only its member",
+        " fitness is the same; but with it one score that is not finite voids the whole generation, here only its"
+        " member",
         True,
     ),
     "theta_max_norm": Flag(40.0, "optimizer.max_norm"),
