@@ -269,13 +269,14 @@ def test_of_several_servers_one_of_another_kind_decides(server):
         assert [len(server.looks), len(other.looks)] == [1, 1]
 
 
-def test_a_server_that_is_away_at_first_is_asked_when_it_is_there():
+def test_a_server_that_is_away_at_first_is_asked_when_it_is_there(caplog):
     port = free_port()
     reward = Remote(RemoteConfig(url=f"http://127.0.0.1:{port}/score", backoff=0.05, wait=30.0))
     found = []
     asking = threading.Thread(target=lambda: found.append(reward.score(WHITE, ["ab"]).tolist()))
     asking.start()
-    time.sleep(0.3)
+    while "is away" not in caplog.text:  # the first request is made, as PNG
+        time.sleep(0.01)
     with serving(brightness, port) as server:
         server.health = {"protocol": 1, "rewards": []}
         asking.join(timeout=20)
