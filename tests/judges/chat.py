@@ -7,12 +7,12 @@ import io
 import json
 import math
 import re
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx2 as httpx
 import numpy as np
 from PIL import Image
 
@@ -55,9 +55,9 @@ server = Server(answer, {port}); server.delay = {delay}; server.serve_forever()
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     while process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        try:  # an answer, not just a connection: a port that is free may connect to itself
+            httpx.get(f"http://127.0.0.1:{port}/")
             break
-        except OSError:
-            time.sleep(0.02)
+        except httpx.TransportError:
+            time.sleep(0.05)
     return process

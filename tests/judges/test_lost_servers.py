@@ -44,7 +44,8 @@ def server():
 def spec_of(folder, port, monkeypatch, **options):
     folder.mkdir()
     monkeypatch.setenv("T2IALIGN_CACHE", str(folder / "cache"))  # each run asks for itself
-    judge = {"kind": "vlm-judge", "url": f"http://127.0.0.1:{port}/v1", "model": "m", "backoff": 0.05, "timeout": 20.0}
+    judge = {"kind": "vlm-judge", "url": f"http://127.0.0.1:{port}/v1", "model": "m", "backoff": 0.05}
+    judge |= {"timeout": 20.0, "concurrency": 4}  # no more than wait for a busy server's accept at once
     run = {"steps": STEPS, "out": str(folder / "runs"), "checkpoint_every": 50}
     prompts = {"file": "prompts.txt", "per_step": 4, "images_per_prompt": 2}
     return specs.load(write_spec(folder, reward=[judge | options], run=run, prompts=prompts))
@@ -90,7 +91,7 @@ def test_a_server_that_is_killed_and_started_again_loses_no_step(server, tmp_pat
         same(waits, whole)
 
         # One that stays away for longer: the run stops with a checkpoint, and is resumed.
-        spec = spec_of(tmp_path / "stops", port, monkeypatch, wait=0.2)
+        spec = spec_of(tmp_path / "stops", port, monkeypatch, wait=2.0)
         at_the_first_step(tmp_path / "stops", switch)
         with pytest.raises(Unavailable, match=r"stopped after step [1-4]; continue with: t2ialign resume "):
             runner.start(spec, QUIET)
