@@ -13,12 +13,14 @@ from t2ialign.spec import parse as specs
 #: What a driver and fragments leave of a card.
 USABLE = 0.92
 #: In the order of what they cost; each is tried on top of those before.
-CHANGES = (
+SLOWER = (
     ["backend.vae_slicing=true"],
     ["run.micro_batch=8"],
     ["run.micro_batch=1"],
     ['backend.gradient_checkpointing=["network", "decoder"]'],
-    ["backend.vae_tiling=true"],
+)
+CHANGES = (
+    *SLOWER,
     ['backend.offload="model"'],
     ['backend.offload="blocks"'],
 )
@@ -39,7 +41,12 @@ def memory_size(text: str) -> int:
 
 
 def fits(found: Estimate, memory: int) -> bool:
-    return found.peak <= USABLE * memory
+    return found.peak <= usable(memory)
+
+
+def usable(memory: int) -> float:
+    """Bytes of a card that a run can have."""
+    return USABLE * memory
 
 
 def to_fit(
@@ -49,15 +56,20 @@ def to_fit(
 
     Quantisation and offload exclude each other: the first way that fits is taken.
     """
-    for ladder in (CHANGES, (*CHANGES[:5], *QUANTISED)):
-        for changes in _cumulative(ladder):
-            try:
-                found = estimate(specs.load(spec, [*overrides, *changes]), on_cpu)
-            except (SpecError, UsageError):  # not for this backend or optimizer
-                continue
-            if fits(found, memory):
-                return _needed(changes, overrides), found
+    for changes in ladders():
+        try:
+            found = estimate(specs.load(spec, [*overrides, *changes]), on_cpu)
+        except (SpecError, UsageError):  # not for this backend or optimizer
+            continue
+        if fits(found, memory):
+            return [change for change in changes if change not in overrides], found
     return None
+
+
+def ladders() -> Iterator[list[str]]:
+    """Changes that are worth a try, in the order of what they cost."""
+    yield from _cumulative(CHANGES)
+    yield from list(_cumulative((*SLOWER, *QUANTISED)))[len(SLOWER) :]
 
 
 def _cumulative(ladder: Sequence[list[str]]) -> Iterator[list[str]]:
@@ -67,7 +79,3 @@ def _cumulative(ladder: Sequence[list[str]]) -> Iterator[list[str]]:
         for text in change:
             keys[text.partition("=")[0]] = text
         yield list(keys.values())
-
-
-def _needed(changes: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    return [change for change in changes if change not in overrides]

@@ -17,7 +17,9 @@ from t2ialign.tensors import distributed
 LORA_BYTES = {"nothing": 8, "network": 16, "image": 16}
 #: A backward pass takes twice the operations of the forward pass.
 WITH_BACKWARD = 3
-MIB = 2**20
+#: What a CPU's process takes for each byte of activations: buffers inside of operations, and freed memory that is not
+#: given back. Fitted to the peaks of runs, see docs/memory.md.
+FREED_LATE = 1.45
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def estimate(spec: Spec, on_cpu: bool | None = None) -> Estimate:
     texts = {*spec.training_prompts(), *spec.evaluation_prompts(), *spec.optimizer_config.further_prompts(spec)}
     pixels = 3 * found.image_size[0] * found.image_size[1] * torch.float32.itemsize
     kept = plan.images_per_step if plan.kept_images is None else plan.kept_images
-    passes = dict(found.activations)
+    scale = FREED_LATE if on_cpu else 1.0
+    passes = {name: round(scale * size) for name, size in found.activations.items()}
     memory = dict(found.weights)
     memory["LoRA, its updates" if keeps == "nothing" else "LoRA, gradients, solver"] = found.lora * LORA_BYTES[keeps]
     memory["images of a step"] = kept * pixels

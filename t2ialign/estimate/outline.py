@@ -19,6 +19,8 @@ from t2ialign.spec import checkpoints
 from t2ialign.spec.model import ChosenReward, Spec
 from t2ialign.tensors.conditioning import Conditioning
 
+#: Samplers of no more evaluations are run as a whole.
+SHORT = 12
 #: Images that stand for a micro-batch where images must really be drawn or scored.
 FEW = 2
 
@@ -118,6 +120,13 @@ def _images(spec: Spec, backend: Backend, conditioning: Conditioning, found: Out
     with torch.no_grad():
         clean = measure("network call", lambda: denoiser(noise, time).x0)
         measure("decoder", lambda: backend.decode(clean))
+        if spec.sampler and spec.sampler_config.evaluations() <= SHORT:
+            sampler, operations = spec.sampler.build("cpu"), dict(found.operations)
+            try:  # it may ask for several rows an image
+                measure("sampler", lambda: sampler.sample(denoiser, noise, seeds))
+            except (NotImplementedError, RuntimeError):  # it looks at values, which only a real model has
+                found.unknown.append(f"what sampler '{spec.sampler.kind}' holds beside a network call")
+            found.operations = operations
     keeps = spec.keeps
     if keeps == "nothing":
         return
@@ -169,4 +178,6 @@ def _reward(chosen: ChosenReward, spec: Spec, backend: Backend, found: Outline) 
     at_once = getattr(chosen.config, "micro_batch", None) or found.rows
     taken = tally.peak * min(at_once, found.rows) // count
     found.activations["rewards"] = max(found.activations.get("rewards", 0), taken)
+    if with_gradients:  # its graph lives together with that of the image
+        found.activations["backward pass"] += taken
     found.operations["rewards"] = found.operations.get("rewards", 0.0) + tally.operations / count

@@ -6,11 +6,11 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -58,17 +58,7 @@ class Tally(TorchDispatchMode):
         self.live -= size
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention on the meta device as the fused kernels do it: no matrix of all pairs is made."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is F.scaled_dot_product_attention and args and args[0].is_meta:
-            return _attention(*args, **kwargs)
-        return function(*args, **kwargs)
-
-
-def _attention(
+def _fused(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -89,7 +79,16 @@ def _attention(
 @contextmanager
 def tallied() -> Iterator[Tally]:
     """Inside, everything is counted."""
-    with _FusedAttention(), Tally() as tally:
+    plain = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, *others: Any, **more: Any) -> Tensor:
+        """On the meta device as the fused kernels do it: no matrix of all pairs is made."""
+        return (_fused if query.is_meta else plain)(query, *others, **more)
+
+    with (
+        mock.patch.object(F, "scaled_dot_product_attention", attention),
+        Tally() as tally,
+    ):  # a mode misses recomputation
         yield tally
 
 

@@ -53,7 +53,7 @@ class Ode:
         """
         batch, count = v.shape
         if count not in self._repeated:
-            index = torch.arange(batch, device=y.device).repeat_interleave(count)
+            index = torch.arange(batch).repeat_interleave(count)
             self._repeated[count] = self.denoiser.rows(index)
         t = self.path.time(v.flatten())
         points = y.flatten(0, 1)
