@@ -41,6 +41,7 @@ def test_a_tally_counts_what_a_backward_pass_keeps():
     images = torch.ones(10, 16, device="meta")
     with tallied() as without, torch.no_grad():
         layers(images)
+    assert without.peak == 3 * 10 * 16 * 4  # a block's input, and what is between its layers
     with tallied() as kept:
         total = layers(images).sum()
         assert kept.live >= 5 * 10 * 16 * 4  # what every tanh gave
