@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -56,12 +57,13 @@ class Peers:
 
     Attributes:
         patience: seconds that a rank which failed waits for the others to hear it.
+        kept: the launcher's store, if it has one, which workers that are started again see, too.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int, timeout: float) -> None:
-        self.store, self.rank, self.size, self.timeout = store, rank, size, timeout
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: float, kept: dist.Store | None) -> None:
+        self.store, self.rank, self.size, self.timeout, self.kept = store, rank, size, timeout, kept
         self.patience = timeout
-        self.meetings = 0
+        self.meetings = self.runs = 0
         self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
     def exchange(self, word: int, reason: str = "") -> list[int]:
@@ -226,6 +228,23 @@ class World:
                 raise
             raise self.peers.lost(time.monotonic() - started) from error
 
+    def begin(self, run: str = "") -> str:
+        """The run directory that this launcher's workers began before it started them again.
+
+        Args:
+            run: rank 0's new one; empty asks for that of the process's next run.
+        """
+        if self.peers is None:
+            return run
+        kept = self.peers.kept if self.is_main else None
+        self.peers.runs += not run and self.is_main
+        name = f"run/{self.peers.runs}"
+        if kept and run:
+            kept.set(name, run)
+        elif kept and kept.check([name]):
+            run = kept.get(name).decode()
+        return self.share(run)
+
     def least(self, number: int) -> int:
         """The smallest of the ranks' numbers, on every rank."""
         return int(self.gather(torch.tensor([number])).min())
@@ -262,7 +281,7 @@ def join(timeout: float = TIMEOUT) -> World:
     if _joined is None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+        store, rank, again = _met_at(timeout)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             store=store,
@@ -271,8 +290,42 @@ def join(timeout: float = TIMEOUT) -> World:
             timeout=timedelta(seconds=timeout),
         )
         atexit.register(dist.destroy_process_group)
-        _joined = World(rank, size, Peers(dist.PrefixStore("t2ialign", store), rank, size, timeout))
+        _joined = World(rank, size, Peers(dist.PrefixStore("t2ialign", store), rank, size, timeout, again))
     return _joined
+
+
+def _met_at(timeout: float) -> tuple[dist.Store, int, dist.Store | None]:
+    """A store that only the ranks of this attempt see, this rank, and the launcher's store, which outlives attempts.
+
+    A launcher that starts the workers again keeps its store, with the addresses of those that died, and its nodes count
+    attempts differently. So rank 0 names the attempt: each rank leaves a mark of its own, and takes part once it is
+    answered; a dead one's mark never is.
+    """
+    wait = timedelta(seconds=timeout)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        store, rank, _ = next(dist.rendezvous("env://", timeout=wait))
+        return store, rank, None
+    place, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    kept = dist.PrefixStore("t2ialign", dist.TCPStore(place, port, is_master=False, timeout=wait))
+    rank, size, mark = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), uuid4().hex
+    if rank:
+        kept.set(f"arrived/{rank}", mark)
+        attempt = kept.get(f"answered/{mark}").decode()
+        kept.set(f"joined/{attempt}/{rank}", "")
+        kept.wait([f"full/{attempt}"], wait)
+        return dist.PrefixStore(attempt, kept), rank, kept
+    missing, until = set(range(1, size)), time.monotonic() + timeout
+    while missing:
+        if time.monotonic() > until:
+            raise PeerFailed(f"rank {min(missing)} did not come within run.timeout = {timeout:g} s")
+        for other in list(missing):
+            if kept.check([f"joined/{mark}/{other}"]):
+                missing.remove(other)
+            elif kept.check([f"arrived/{other}"]):
+                kept.set(f"answered/{kept.get(f'arrived/{other}').decode()}", mark)
+        time.sleep(0.02)
+    kept.set(f"full/{mark}", "")
+    return dist.PrefixStore(mark, kept), rank, kept
 
 
 _joined: World | None = None

@@ -43,10 +43,12 @@ RESUME = "t2ialign resume"
 
 
 def start(spec: Spec, display: Display | None = None) -> RunDir:
-    """Run a spec from step 0 in a new run directory."""
+    """Run a spec from step 0 in a new run directory; a launcher that starts its workers again goes on with its run."""
     world = distributed.join(spec.run.timeout)
     with world.together():
-        run = RunDir(Path(world.share(str(RunDir.create(spec).path) if world.is_main else "")))
+        if begun := world.begin():
+            return resume(Path(begun), display)
+        run = RunDir(Path(world.begin(str(RunDir.create(spec).path) if world.is_main else "")))
         try:
             with owned(run.path) if world.is_main else nullcontext():
                 return _go(run, spec, world, display)
