@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python tools/bench_ranks.py [--images 400] [--rounds 3] [--shard]
 
-Both evaluate base and tuned of the same run on the shapes world (Sana Sprint, one EGGROLL step), from a process that has
-imported everything; the clock starts once the model is loaded. The order alternates; medians are shown. Two processes
-need two free cores. ``--shard`` also evaluates with the network's weights split over the two ranks.
+Both evaluate base and tuned of the same run on the shapes world (Sana Sprint, one EGGROLL step), from a process that
+has imported everything; the clock starts once the model is loaded. The order alternates; medians are shown. Two
+processes need two free cores. ``--shard`` also evaluates with the network's weights split over the two ranks.
 """
 
 from __future__ import annotations
