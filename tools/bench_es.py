@@ -1,11 +1,12 @@
-"""CPU time of one EGGROLL generation on a small MLP, beside bare inference and the set-weights-and-evaluate loop.
+"""CPU time of one EGGROLL generation on small networks, beside bare inference and the set-weights-and-evaluate loop.
 
-    OMP_NUM_THREADS=1 python tools/bench_es.py
+    OMP_NUM_THREADS=1 python tools/bench_es.py --models mlp cnn transformer
 
-An MLP 784-256-10 with biases, a population of 256 and one minibatch of 256 shared by all members; everything in one
-process and one thread, best of several rounds:
+A population of 256 and one minibatch shared by all members: an MLP 784-256-10 with biases (minibatch 256), two
+convolutions of 8 and 16 channels on 8 x 8 images (32), a transformer block of width 32 on 10 tokens (16); everything in
+one process and one thread, best of several rounds, in turns:
 
-    bare forwards   256 forwards of the MLP, nothing else
+    bare forwards   256 forwards of the network, nothing else
     EGGROLL         one generation of EggrollTrainer: noise, batched evaluation, shaping, update
     one by one      the same trainer as a black box: weights set, model called, member by member
     dense loop      the form of the first PyTorch ports: a population-by-parameters matrix of low-rank noise, weights
@@ -67,15 +68,54 @@ def cpu_seconds(run: Callable[[], object], rounds: int) -> float:
     return min(times)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+class Transformer(nn.Module):
+    """A pre-norm block of width 32 with two heads."""
 
-    model = make_mlp()
-    x, labels = torch.randn(BATCH, 784), torch.randint(0, 10, (BATCH,))
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 32)
+        self.before, self.between = nn.LayerNorm(32), nn.LayerNorm(32)
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.up, self.down, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        q, k, v = self.qkv(self.before(x)).unflatten(-1, (3, 2, 16)).movedim(-3, 0).transpose(-2, -3)
+        x = x + self.out((((q @ k.mT) / 4).softmax(-1) @ v).transpose(-2, -3).flatten(-2))
+        x = x + self.down(nn.functional.gelu(self.up(self.between(x))))
+        return self.head(x.mean(-2))
+
+
+def make_cnn() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 10),
+    )
+
+
+def make_transformer() -> Transformer:
+    torch.manual_seed(0)
+    return Transformer()
+
+
+#: Network, and inputs of one minibatch.
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "mlp": (make_mlp, lambda: torch.randn(BATCH, 784)),
+    "cnn": (make_cnn, lambda: torch.randn(32, 1, 8, 8)),
+    "transformer": (make_transformer, lambda: torch.randint(0, 9, (16, 10))),
+}
+
+
+def measure(name: str, rounds: int) -> dict[str, float]:
+    """CPU seconds of each form, the best of some rounds taken in turns."""
+    make, inputs = MODELS[name]
+    model, x = make(), inputs()
+    labels = torch.randint(0, 10, (len(x),))
 
     def fitness(network: nn.Module) -> Tensor:
         return -nn.functional.cross_entropy(network(x), labels)
@@ -86,23 +126,38 @@ def main() -> None:
                 model(x)
 
     def trainer(batched: bool) -> EggrollTrainer:
-        return EggrollTrainer(
-            make_mlp(), fitness, population_size=POPULATION, sigma=SIGMA, learning_rate=0.1, batched=batched
-        )
+        return EggrollTrainer(make(), fitness, population_size=POPULATION, batched=batched)
 
-    seconds = {
-        "bare forwards": cpu_seconds(bare, arguments.rounds),
-        "EGGROLL": cpu_seconds(trainer(batched=True).step, arguments.rounds),
-        "one by one": cpu_seconds(trainer(batched=False).step, arguments.rounds),
-        "dense loop": cpu_seconds(lambda: dense_loop(model, fitness), arguments.rounds),
+    forms: dict[str, Callable[[], object]] = {
+        "bare forwards": bare,
+        "EGGROLL": trainer(batched=True).step,
+        "one by one": trainer(batched=False).step,
     }
+    if name == "mlp":
+        forms["dense loop"] = lambda: dense_loop(model, fitness)
+    seconds = dict.fromkeys(forms, math.inf)
+    for _ in range(rounds):
+        for form, run in forms.items():
+            seconds[form] = min(seconds[form], cpu_seconds(run, 1))
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    measured = {name: measure(name, arguments.rounds) for name in arguments.models}
     if arguments.json:
-        print(json.dumps(seconds))
+        print(json.dumps(measured))
         return
-    print(f"MLP 784-256-10, population {POPULATION}, shared batch {BATCH}, one thread, torch {torch.__version__}")
-    print(f"{'':16}{'CPU s':>8}{'/ bare':>9}{'/ dense loop':>14}")
-    for name, value in seconds.items():
-        print(f"{name:16}{value:8.3f}{value / seconds['bare forwards']:9.2f}{value / seconds['dense loop']:14.2f}")
+    print(f"population {POPULATION}, one shared minibatch, one thread, torch {torch.__version__}")
+    for name, seconds in measured.items():
+        print(f"\n{name:16}{'CPU s':>8}{'/ bare':>9}")
+        for form, value in seconds.items():
+            print(f"{form:16}{value:8.3f}{value / seconds['bare forwards']:9.2f}")
 
 
 if __name__ == "__main__":
