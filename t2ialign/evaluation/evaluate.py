@@ -18,6 +18,7 @@ from t2ialign.evaluation.counting import counting
 from t2ialign.evaluation.drift import alarms
 from t2ialign.evaluation.image_statistics import STATISTICS, image_statistics
 from t2ialign.evaluation.statistics import category_of, compare, summarise
+from t2ialign.problem.checks import finite_images
 from t2ialign.problem.optimizer import Optimizer
 from t2ialign.problem.problem import Generate, Problem
 from t2ialign.spec.prompts import Prompt, data_of
@@ -107,6 +108,8 @@ def score(
         new = [max(0, min(len(mine[chunk]), lines - first)) * per_prompt for first in firsts]  # of every rank
         for name, generate in variants.items():
             batch = generate(part, seeds)
+            if not problem.rewards.drop_nonfinite:
+                finite_images(problem.backend, problem.sampler, batch, part, seeds)
             # A class-conditional backend spells a prompt out: rewards see its text, as they do while optimising.
             scores = problem.rewards.score(batch, texts, references=references)
             scores |= problem.rewards.compare(batch, texts, references)

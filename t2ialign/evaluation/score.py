@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,12 @@ from torch import Tensor
 from t2ialign.errors import UsageError
 from t2ialign.evaluation.folders import geneval_prompt
 from t2ialign.parts.reward import Reward
-from t2ialign.storage.image_files import read_image
+from t2ialign.problem.mix import score_with
+from t2ialign.storage.image_files import pixels_in, read_image
 from t2ialign.storage.image_texts import NoPrompt, prompt_of
-from t2ialign.tensors.batching import split
+
+#: Pixels of the images that are held at once: 400 MB of float32.
+MOST_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,24 @@ def score_images(
     for reward in rewards.values():
         reward.may_miss = True  # such images are listed
     with ThreadPoolExecutor() as pool:
-        for rows in split(len(images), batch):
+        for rows in _portions(images, batch):
             given = prompts[rows] if prompts is not None else [None] * len(images[rows])
             loaded = list(pool.map(_load, images[rows], given))
             _score_batch(images[rows], loaded, rewards, result)
             tick(len(loaded))
     return result
+
+
+def _portions(images: Sequence[Path], batch: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``batch`` images and, but for single ones, ``MOST_AT_ONCE`` pixels."""
+    start = pixels = 0
+    for place, image in enumerate(images):
+        own = pixels_in(image)
+        if place > start and (place - start == batch or pixels + own > MOST_AT_ONCE):
+            yield slice(start, place)
+            start, pixels = place, 0
+        pixels += own
+    yield slice(start, len(images))
 
 
 def joined(results: Sequence[Result]) -> Result:
@@ -110,8 +125,8 @@ def _score_batch(
     scored: dict[int, Scored] = {}
     for rows in of_size.values():
         images, prompts = zip(*(loaded[row] for row in rows), strict=True)
-        stacked = torch.stack(images)
-        columns = {name: reward.score(stacked, list(prompts)).tolist() for name, reward in rewards.items()}
+        stacked = torch.stack(images) if len(images) > 1 else images[0][None]  # a large one is not copied
+        columns = {name: score_with(reward, stacked, list(prompts)).tolist() for name, reward in rewards.items()}
         said = {name: reward.explain(stacked, list(prompts)) for name, reward in rewards.items()}
         told = {name: words for name, words in said.items() if words is not None}
         for place, row in enumerate(rows):

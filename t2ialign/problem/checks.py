@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from t2ialign.errors import PartError
+from t2ialign.foreign import shown
 from t2ialign.parts.backend import Backend
+from t2ialign.parts.sampler import Sampler
 from t2ialign.problem.mix import RewardMix
+from t2ialign.tensors.conditioning import Conditioning
 
 log = logging.getLogger(__name__)
 #: How far pixels may leave [0, 1] by rounding.
@@ -45,6 +48,35 @@ def first_images(backend: Backend, batch: Tensor) -> None:
     low, high = batch.aminmax()
     if low < -SLACK or high > 1 + SLACK:
         raise PartError(f"{backend.label} returned pixels from {low:.3g} to {high:.3g}; images are in [0, 1]")
+
+
+@torch.no_grad()
+def broken_at(backend: Backend, sampler: Sampler | None, conditioning: Conditioning, seed: int) -> str:
+    """Where one image that is not finite went wrong, and what helps: a sentence."""
+    config = backend.config
+    kept = f"backend.dtype = '{config.dtype}'"
+    if sampler is None:
+        return f"{backend.label} gave them with {kept}; try a wider one"
+    latents = sampler.sample(backend.denoiser(conditioning), backend.noise([seed]), [seed])
+    if not bool(latents.isfinite().all()):
+        return f"already the latents are not finite, with {kept}; try 'bfloat16' or 'float32', or less guidance"
+    wider = "backend.vae_dtype = 'float32'" if hasattr(config, "vae_dtype") else "a wider backend.dtype"
+    return f"the latents are finite, the decoder's pixels are not, with {kept}; try {wider}"
+
+
+def finite_images(
+    backend: Backend, sampler: Sampler | None, batch: Tensor, conditioning: Conditioning, seeds: Sequence[int]
+) -> None:
+    """
+    Raises:
+        PartError: an image has pixels that are no finite numbers; names its prompt and where that began.
+    """
+    good = batch.isfinite().flatten(1).all(1)
+    if not bool(good.all()):
+        row = int((~good).nonzero()[0])
+        where = broken_at(backend, sampler, conditioning[[row]], seeds[row])
+        prompt = shown(conditioning.prompts[row], 80)
+        raise PartError(f"the image of '{prompt}' (seed {seeds[row]}) has pixels that are no finite numbers: {where}")
 
 
 @torch.no_grad()

@@ -167,15 +167,31 @@ def _scores(
 ) -> Tensor:
     """What a reward gave, checked: float32 (B,) on the images' device."""
     reward = part.reward
+    if not isinstance(reward, ReferenceReward):
+        return score_with(reward, images, prompts)
     with blaming(reward.label):
-        if isinstance(reward, ReferenceReward):
-            values = reward.against(images, (references or {})[part.name][rows], prompts)
-        else:
-            values = reward.score(images, prompts)
+        values = reward.against(images, (references or {})[part.name][rows], prompts)
+    return _checked(reward, values, images)
+
+
+def score_with(reward: Reward, images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """A reward's scores of images, checked: float32 (B,) on the images' device.
+
+    Raises:
+        RewardError: something else came; names the reward and its package.
+    """
+    with blaming(reward.label):
+        values = reward.score(images, prompts)
+    return _checked(reward, values, images)
+
+
+def _checked(reward: Reward, values: object, images: Tensor) -> Tensor:
     if not isinstance(values, Tensor):
         raise RewardError(f"{reward.label} returned {type(values).__name__}; must be a tensor ({len(images)},)")
     if values.shape != (len(images),):
         raise RewardError(f"{reward.label} gave shape {tuple(values.shape)} for {len(images)} images; must be one each")
+    if values.is_complex():
+        raise RewardError(f"{reward.label} gave {values.dtype}; scores are real numbers")
     if reward.differentiable and images.requires_grad and torch.is_grad_enabled() and not values.requires_grad:
         raise RewardError(f"{reward.label} promises gradients, but its score has none: does it detach, or use no_grad?")
     return values.to(images.device).float()

@@ -19,6 +19,10 @@ class Interrupted(T2IAlignError):
     agreed = True
 
 
+class Stopped(T2IAlignError):
+    """The machine stopped the run; what was done is kept."""
+
+
 def told(error: Exception, when: str = "") -> str:
     """One line about an exception, by the name of the part that raised it; ``when`` is like " at step 3"."""
     line = str(error) or type(error).__name__

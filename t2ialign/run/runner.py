@@ -6,14 +6,14 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from t2ialign.errors import RewardError, T2IAlignError, UsageError, blaming
+from t2ialign.errors import RewardError, T2IAlignError, UsageError, blaming, culprit
 from t2ialign.evaluation.evaluate import items
 from t2ialign.evaluation.image_statistics import image_statistics
 from t2ialign.evaluation.schedule import schedule
@@ -26,7 +26,7 @@ from t2ialign.remarks.collect import all_prompts, remarks
 from t2ialign.run import checks
 from t2ialign.run.continuing import spec_to_continue
 from t2ialign.run.display import Display
-from t2ialign.run.failures import Interrupted, explained
+from t2ialign.run.failures import Interrupted, Stopped, explained
 from t2ialign.run.finish import finish
 from t2ialign.run.machine import peak_memory
 from t2ialign.run.tracking import Tracking
@@ -120,6 +120,12 @@ def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | No
             return _loaded(run, spec, world, display)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; continue with: t2ialign resume {run.path}") from None
+    except OSError as error:  # of this machine: no room, no permission, a mount that is gone
+        if culprit(error):
+            raise
+        kept = f"the checkpoint of step {newest} is intact" if (newest := run.newest_step()) else "no step was kept yet"
+        place = error.filename or run.path
+        raise Stopped(f"{place}: {error.strerror or error}; {kept}; continue with: {RESUME} {run.path}") from error
     except PeerFailed as error:
         if error.exit_code == PeerFailed.exit_code and RESUME not in str(error):
             error.args = (f"{error}\ncontinue with: {RESUME} {run.path}",)
@@ -209,7 +215,7 @@ class _Loop:
                         result = checks.result(self.optimizer, self.optimizer.step(index), index)
                         self.optimizer.after_step(index)
                     seconds = time.monotonic() - started
-                    with explained(self.run_dir.path, f"after step {index + 1}"):
+                    with explained(self.run_dir.path, f"after step {index + 1}"), self._rescued(index + 1):
                         self._after(index + 1, result, seconds)
                 speed = f"{self.plan.images_per_step / seconds:.0f} images/s"
                 rewards = _training(result.metrics, self.problem.rewards.names)
@@ -244,6 +250,17 @@ class _Loop:
                 self.run_dir.save_checkpoint(done, before, self.spec.run.keep_checkpoints)
             if isinstance(error, T2IAlignError) and RESUME not in str(error):
                 error.args = (f"{error}\nstopped after step {done}; continue with: {RESUME} {self.run_dir.path}",)
+            raise
+
+    @contextmanager
+    def _rescued(self, done: int) -> Iterator[None]:
+        """Where a disk takes no more, a step whose numbers are written is kept if there is room for it."""
+        try:
+            yield
+        except OSError:
+            with suppress(OSError):
+                if self.main and done in [line["step"] for line in self.run_dir.metrics()]:
+                    self.run_dir.save_checkpoint(done, self.optimizer.state(), self.spec.run.keep_checkpoints)
             raise
 
     def _after(self, done: int, result: StepResult, seconds: float) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2ialign.errors import UsageError, blaming
+from t2ialign.errors import PartError, UsageError, blaming
+from t2ialign.foreign import shown
+from t2ialign.problem import checks
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
 from t2ialign.run.display import Display
@@ -68,19 +70,26 @@ def sample(
     named = zip(rows, seeds, strict=True)
     paths = [out / f"{row:04d}_{slug(texts[row])}_seed{image_seed}.png" for row, image_seed in named]
     told: dict[int, dict[str, float]] = {}
+    lost: list[int] = []
     with display.bar("images", len(rows)) as bar:
         for chunk in split(len(mine), size):
             places = mine[chunk]
             batch, scores = draw([rows[i] for i in places], [seeds[i] for i in places])
             texts_of = [{"prompt": texts[rows[i]], "seed": str(seeds[i])} for i in places]
-            drawn = [images.png(image, known) for image, known in zip(batch, texts_of, strict=True)]
+            drawn = [
+                images.png(image, known) if bool(image.isfinite().all()) else b""
+                for image, known in zip(batch, texts_of, strict=True)
+            ]
             said = [{name: round(values[k].item(), 6) for name, values in scores.items()} for k in range(len(places))]
             shares = world.send(list(zip(places, drawn, said, strict=True)))
             received = {i: (file, rewards) for share in shares for i, file, rewards in share}
             for place, (file, rewards) in received.items():
                 out.mkdir(parents=True, exist_ok=True)
-                files.write_bytes(paths[place], file)
                 told[place] = rewards
+                if file:
+                    files.write_bytes(paths[place], file)
+                else:
+                    lost.append(place)
             bar.advance(min(len(received), len(rows) - bar.done))
     if not world.is_main:
         return paths
@@ -91,6 +100,12 @@ def sample(
             for place, (path, row, own) in enumerate(zip(paths, rows, seeds, strict=True))
         ]
         files.write_json(out / "search.json", {"search": options, "images": found})
+    if lost:
+        listed = [f"'{shown(texts[rows[i]], 80)}' (seed {seeds[i]})" for i in sorted(lost)[:SHOWN]]
+        raise PartError(
+            f"{len(lost)} of {len(paths)} images hold no finite numbers and are not written; the others are in {out}:"
+            f" {', '.join(listed)}{', ...' * (len(lost) > SHOWN)}"
+        )
     columns = range(min(SHOWN, len(texts)))
     grid = [
         torch.stack([read_image(paths[row * count + number])[0] for row in columns])
@@ -112,9 +127,16 @@ def _plain(spec: Spec, texts: Sequence[str], lora: str | None, display: Display)
     conditioning: Conditioning = backend.encode(list(texts))
     if lora is not None:
         backend.load_lora(lora)
+    told: list[str] = []
 
     def draw(rows: list[int], seeds: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        return backend.generate(conditioning[rows], seeds, sampler), {}
+        found = backend.generate(conditioning[rows], seeds, sampler)
+        good = found.isfinite().flatten(1).all(1)
+        if not bool(good.all()) and not told:
+            bad = int((~good).nonzero()[0])
+            told.append(checks.broken_at(backend, sampler, conditioning[[rows[bad]]], seeds[bad]))
+            display.say(f"note: images are no finite numbers: {told[0]}")
+        return found, {}
 
     return draw
 

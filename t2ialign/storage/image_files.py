@@ -49,9 +49,7 @@ def read_image(path: Path) -> tuple[Tensor, dict[str, str]]:
         Exception: whatever Pillow raises for files that are broken, foreign or absurdly large.
     """
     size = check_file(path)
-    Image.init()
-    known = [name for name in FORMATS if name in Image.OPEN]
-    with Image.open(path, formats=known) as file:
+    with Image.open(path, formats=_known()) as file:
         if file.width * file.height > MOST_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels are more than {MOST_PIXELS:,}")
         if file.width * file.height > max(LARGE, MOST_PER_BYTE * size):
@@ -60,6 +58,21 @@ def read_image(path: Path) -> tuple[Tensor, dict[str, str]]:
         texts = texts_of(file)
         picture = ImageOps.exif_transpose(file)
         return pixels_of(picture), texts
+
+
+def pixels_in(path: Path) -> int:
+    """How many pixels a file tells to have; 0 where it cannot be read as an image."""
+    try:
+        check_file(path)
+        with Image.open(path, formats=_known()) as file:
+            return file.width * file.height
+    except Exception:  # Pillow's readers raise anything
+        return 0
+
+
+def _known() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def pixels_of(picture: Image.Image) -> Tensor:

@@ -28,17 +28,24 @@ def with_oom_retry(run: Callable[[int], T], micro_batch: int, fixed: bool = Fals
         The result and the micro-batch that worked.
 
     Raises:
-        torch.OutOfMemoryError: one image does not fit.
+        RuntimeError, MemoryError: one image does not fit, or whatever ``run`` raises.
     """
     while True:
         try:
             return run(micro_batch), micro_batch
-        except torch.OutOfMemoryError:
-            if micro_batch == 1 or fixed:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or micro_batch == 1 or fixed:
                 raise
-            micro_batch //= 2
-            torch.cuda.empty_cache()
-            log.warning("out of memory: going on with a micro-batch of %d (same results)", micro_batch)
+        micro_batch //= 2
+        torch.cuda.empty_cache()
+        log.warning("out of memory: going on with a micro-batch of %d (same results)", micro_batch)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; off CUDA, torch raises a plain ``RuntimeError`` for that."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
+    )
 
 
 _ON_CPU = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}

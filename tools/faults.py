@@ -1,0 +1,272 @@
+"""What happens to runs when something breaks: prints the matrix fault / tried / survived / lost steps.
+
+    python tools/faults.py                       # within ten minutes
+    python tools/faults.py --minutes 2 --only kill
+
+Every trial is a run of four steps on the toy world in a process of its own, which a fault ends, and a second process
+that resumes it. A trial survives if the resumed run ends, and all its metrics and delivered files are, to the last bit,
+those of a run that nothing disturbed. Lost steps are those whose numbers are missing or others. POSIX only (it forks).
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from t2ialign import plugins
+from t2ialign.errors import T2IAlignError
+from t2ialign.problem.problem import Problem
+from t2ialign.run import runner
+from t2ialign.run.display import Display
+from t2ialign.storage.run_directory import RunDir
+from t2ialign.testing.optimizers import OptimizerContract
+from t2ialign.testing.world import installed
+
+#: Audit events that change files.
+CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+Fault = Callable[[random.Random, Path, int, float], None]
+#: Optimizers whose models the toy world does not have.
+ELSEWHERE = {"grpo-ar"}
+
+
+def operations(folder: Path, act: Callable[[int], None]) -> None:
+    """Call ``act(n)`` before this process's n-th change of files below a folder."""
+    count = 0
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal count
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
+        if (writes or event in CHANGES) and str(folder) in str(arguments[0]):
+            count += 1
+            act(count)
+
+    sys.addaudithook(hook)
+
+
+def kill_at_operation(chooser: random.Random, runs: Path, changes: int, seconds: float) -> None:
+    chosen = chooser.randint(1, changes)
+    operations(runs, lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == chosen else None)
+
+
+def refuse_operation(code: int) -> Fault:
+    def fault(chooser: random.Random, runs: Path, changes: int, seconds: float) -> None:
+        chosen = chooser.randint(1, changes)
+
+        def refuse(number: int) -> None:
+            if number >= chosen:
+                raise OSError(code, os.strerror(code))
+
+        operations(runs, refuse)
+
+    return fault
+
+
+def small_files(chooser: random.Random, runs: Path, changes: int, seconds: float) -> None:
+    limit = chooser.randint(50, 20_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def no_memory(chooser: random.Random, runs: Path, changes: int, seconds: float) -> None:
+    render, most = Problem.render, chooser.choice([1, 2, 3])
+
+    def small(self: Problem, conditioning: object, seeds: list[int], *more: object) -> object:
+        if len(seeds) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return render(self, conditioning, seeds, *more)  # type: ignore[arg-type]
+
+    Problem.render = small  # type: ignore[method-assign, assignment]
+
+
+def nothing(chooser: random.Random, runs: Path, changes: int, seconds: float) -> None:
+    """The fault comes from outside the process."""
+
+
+def damage(chooser: random.Random, run: Path) -> None:
+    """Cut, flip or take away a file of the newest checkpoint, of a run that was stopped."""
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    file = newest / chooser.choice(["state.json", "state.safetensors"])
+    content = bytearray(file.read_bytes())
+    match chooser.randrange(3):
+        case 0:
+            file.unlink()
+        case 1:
+            file.write_bytes(content[: chooser.randrange(len(content))])
+        case _:
+            content[chooser.randrange(len(content))] ^= 1 << chooser.randrange(8)
+            file.write_bytes(content)
+
+
+FAULTS: dict[str, Fault] = {
+    "kill -9 at the n-th change of a file": kill_at_operation,
+    "kill -9 at a random time": nothing,
+    "SIGTERM at a random time": nothing,
+    "SIGINT at a random time": nothing,
+    "disk full from the n-th change of a file on": refuse_operation(errno.ENOSPC),
+    "read-only from the n-th change of a file on": refuse_operation(errno.EROFS),
+    "no file may grow (RLIMIT_FSIZE)": small_files,
+    "newest checkpoint damaged": nothing,
+    "out of memory on the CPU": no_memory,
+}
+#: Faults that another process causes, at a random time.
+SENT = {
+    "kill -9 at a random time": signal.SIGKILL,
+    "SIGTERM at a random time": signal.SIGTERM,
+    "SIGINT at a random time": signal.SIGINT,
+}
+DAMAGED = "newest checkpoint damaged"
+#: How often a fault is tried against the first ones, of which there shall be many.
+SHARE = dict.fromkeys(FAULTS, 1) | {"kill -9 at the n-th change of a file": 6, "kill -9 at a random time": 3}
+
+
+def in_child(work: Callable[[], object], sent: signal.Signals | None = None, after: float = 0.0) -> int:
+    """Its exit status: 0, 1 for an error that was told, 2 for one that was not, minus the signal.
+
+    Args:
+        sent: what the process gets after so many seconds, if it still runs.
+    """
+    child = os.fork()
+    if child == 0:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 1)
+        os.dup2(devnull, 2)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
+        code = 2
+        try:
+            work()
+            code = 0
+        except (T2IAlignError, KeyboardInterrupt):
+            code = 1
+        finally:
+            os._exit(code)
+    until = time.monotonic() + after
+    while sent is not None:  # the child is not yet waited for, so its number is its own
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= until:
+            os.kill(child, sent)
+            break
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class World:
+    """One optimizer on the toy world, and what its run gives if nothing disturbs it."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.folder = kind, folder
+        folder.mkdir()
+        self.contract = OptimizerContract(kind, folder, {"kind": kind}, {})
+        started = time.monotonic()
+        counted = folder / "changes"
+
+        def run() -> None:
+            counts = [0]
+            operations(folder / "plain", lambda number: counts.__setitem__(0, number))
+            self.go(folder / "plain")
+            counted.write_text(str(counts[0]))
+
+        if status := in_child(run):
+            raise RuntimeError(f"{kind}: the undisturbed run ends with {status}")
+        self.seconds = time.monotonic() - started
+        self.changes = int(counted.read_text())
+        self.wanted = outcome(folder / "plain" / "a")
+
+    def go(self, runs: Path) -> None:
+        options = {"out": str(runs), "name": "a", "checkpoint_every": 1}
+        samples = {"count": 2, "every": 2}
+        runner.start(self.contract.spec(options, samples=samples, evaluation={"limit": 2}), Display(quiet=True))
+
+    def trial(self, name: str, chooser: random.Random) -> tuple[bool, int, str]:
+        """Whether it survived, lost steps, and what went wrong."""
+        runs = self.folder / "trial"
+        shutil.rmtree(runs, ignore_errors=True)
+
+        def disturbed() -> None:
+            FAULTS[name](chooser, runs, self.changes, self.seconds)
+            self.go(runs)
+
+        status = in_child(disturbed, SENT.get(name), chooser.uniform(0, self.seconds))
+        if status == 2:
+            return False, 0, f"{self.kind}: ended with an error that was not told"
+        run = runs / "a"
+        if name == DAMAGED:
+            damage(chooser, run)
+        if (run / "made-from.json").exists():
+            again = in_child(lambda: runner.resume(run, Display(quiet=True)))
+        else:  # nothing was computed yet
+            shutil.rmtree(runs, ignore_errors=True)
+            again = in_child(lambda: self.go(runs))
+        if again:
+            return False, 0, f"{self.kind}: resume ends with {again}"
+        found, left = outcome(run), [str(file) for file in run.rglob(".*.tmp")]
+        lost = sum(line not in found[0] for line in self.wanted[0])
+        told = "other numbers" if found != self.wanted else f"left {left[:1]}"
+        return found == self.wanted and not left, lost, f"{self.kind}: {told}"
+
+
+def outcome(run: Path) -> tuple[list[dict[str, object]], dict[str, bytes]]:
+    """The metrics, and all that is delivered but pictures of the time."""
+    files = {str(f.relative_to(run)): f.read_bytes() for f in sorted((run / "export").rglob("*")) if f.is_file()}
+    return RunDir(run).metrics(), {name: data for name, data in files.items() if not name.endswith(".png")}
+
+
+def trials(worlds: list[World], chooser: random.Random, only: str) -> Iterator[tuple[str, World]]:
+    names = [name for name, share in SHARE.items() for _ in range(share) if only in name]
+    while True:
+        for world in worlds:
+            chooser.shuffle(names)
+            for name in names[:3]:
+                yield name, world
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=9.5, help="stop after this time")
+    parser.add_argument("--trials", type=int, default=360, help="stop after as many")
+    parser.add_argument("--only", default="", help="faults whose name has this text")
+    parser.add_argument("--optimizers", nargs="*", help="default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    started, chooser = time.monotonic(), random.Random(options.seed)
+    rows: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    faults: list[str] = []
+    kinds = options.optimizers or sorted(set(plugins.registry().parts["optimizer"]) - ELSEWHERE)
+    with installed(everything=True), tempfile.TemporaryDirectory() as folder:
+        worlds = []
+        for kind in kinds:
+            worlds.append(World(kind, Path(folder) / kind))
+        for number, (name, world) in enumerate(trials(worlds, chooser, options.only)):
+            if number == options.trials or time.monotonic() - started > 60 * options.minutes:
+                break
+            survived, lost, told = world.trial(name, random.Random(chooser.random()))
+            row = rows[name]
+            rows[name] = [row[0] + 1, row[1] + survived, row[2] + lost]
+            faults += [] if survived else [f"{name}: {told}"]
+    print("| fault | tried | survived | lost steps |\n|---|---:|---:|---:|")
+    for name in FAULTS:
+        if name in rows:
+            print(f"| {name} | {rows[name][0]} | {rows[name][1]} | {rows[name][2]} |")
+    tried = sum(row[0] for row in rows.values())
+    print(f"\n{tried} trials over {len(kinds)} optimizers in {(time.monotonic() - started) / 60:.1f} minutes")
+    print(json.dumps(faults, indent=2) if faults else "nothing was lost")
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()
