@@ -130,6 +130,8 @@ def _images(spec: Spec, backend: Backend, conditioning: Conditioning, found: Out
     keeps = spec.keeps
     if keeps == "nothing":
         return
+    if keeps == "image" and spec.sampler_config.evaluations() > 1:
+        found.unknown.append("network calls before the last one, where the optimizer keeps more than one")
     operations = dict(found.operations)
 
     def back() -> Tensor:
