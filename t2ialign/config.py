@@ -61,6 +61,14 @@ class Config(BaseModel):
         """
         return []
 
+    @classmethod
+    def starter_prompts(cls) -> list[Any]:
+        """Prompts that such a part understands, for ``init``, where it does not understand any text.
+
+        Texts, or ``Prompt`` with what their file would know of them.
+        """
+        return []
+
     def problem_with(self, prompt: str) -> str:
         """What keeps a reward from scoring a prompt; empty if nothing does. Validation asks for every prompt."""
         return ""

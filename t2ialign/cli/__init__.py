@@ -11,6 +11,7 @@ import typer
 
 from t2ialign import __version__
 from t2ialign.cli import authoring, inspecting, reporting, results, running, serving, starting
+from t2ialign.cli.first.init import init
 from t2ialign.cli.machine.doctor import doctor
 from t2ialign.cli.machine.estimate import estimate
 from t2ialign.cli.machine.runs import runs
@@ -38,7 +39,7 @@ for command in (
     doctor,
     runs,
     starting.schema,
-    starting.init,
+    init,
     starting.import_flags,
     results.sample,
     results.eval_,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2ialign import places
+from t2ialign.cli.first import completion
 from t2ialign.errors import UsageError
 from t2ialign.run.chatter import FORMAT, Plain
 from t2ialign.spec import parse as specs
@@ -30,9 +31,14 @@ _TOKENIZERS = ("TOKENIZERS_PARALLELISM", "false")  # else a fork warning for eve
 SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec, a TOML file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the spec; the value is TOML. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the spec; the value is TOML. Repeatable.",
+        autocompletion=completion.keys,
+    ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", autocompletion=completion.runs)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors; the log has the rest.")]
 LogFile = Annotated[
     Path | None, typer.Option("--log-file", metavar="FILE", help="A second log, beside log.txt in the run directory.")

@@ -1,10 +1,10 @@
-"""``init``, ``schema`` and ``import-flags``: how a new spec begins. No torch."""
+"""``schema``, ``import-flags``, and the text of a new spec. No torch."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
@@ -15,7 +15,6 @@ from pydantic_core import PydanticUndefined
 from t2ialign.config import RewardMixConfig
 from t2ialign.declaration import Declaration
 from t2ialign.errors import UsageError
-from t2ialign.foreign import shown
 from t2ialign.plugins import Registry, registry
 from t2ialign.spec.parse import TABLES
 
@@ -23,29 +22,6 @@ from t2ialign.spec.parse import TABLES
 def schema() -> None:
     """Print a JSON Schema of the whole spec, installed plugins included, for editors that complete TOML."""
     typer.echo(json.dumps(json_schema(registry()), indent=2))
-
-
-def init(
-    backend: Annotated[str, typer.Option(help="Backend kind.")],
-    optimizer: Annotated[str, typer.Option(help="Optimizer kind.")],
-    reward: Annotated[str, typer.Option(help="Reward kind.")],
-    sampler: Annotated[str, typer.Option(help="Sampler kind; 'none' for a backend that samples itself.")] = "one-step",
-    out: Annotated[Path, typer.Option("--out", "-o", help="The spec file to write; it must not exist.")] = Path(
-        "spec.toml"
-    ),
-) -> None:
-    """Write a commented spec for a chosen backend, sampler, optimizer and reward."""
-    found = registry()
-    if out.exists():
-        raise UsageError(f"{out} exists; choose another --out")
-    text = template(
-        found.find("backend", backend),
-        None if sampler == "none" else found.find("sampler", sampler),
-        found.find("optimizer", optimizer),
-        found.find("reward", reward),
-    )
-    out.write_text(text, encoding="utf-8")
-    typer.echo(shown(f"wrote {out}; next: t2ialign validate {out}"))
 
 
 def import_flags(
@@ -80,11 +56,14 @@ def json_schema(parts: Registry) -> dict[str, Any]:
         return schema
 
     def choice(role: str, shared: dict[str, Any]) -> dict[str, Any]:
+        kinds = sorted(parts.parts[role].items())
+        words = {"enum": [kind for kind, _ in kinds], "description": f"which {role}"}
         options = []
-        for kind, declared in sorted(parts.parts[role].items()):
+        for kind, declared in kinds:  # if/then and no oneOf: an editor then tells of one kind's mistake alone
             schema = model(declared.config, {"kind": {"const": kind, "description": declared.summary}, **shared})
-            options.append({**schema, "title": kind})
-        return {"oneOf": options}
+            chosen = {"properties": {"kind": {"const": kind}}, "required": ["kind"]}
+            options.append({"if": chosen, "then": {**schema, "title": kind}})
+        return {"type": "object", "required": ["kind"], "properties": {"kind": words}, "allOf": options}
 
     tables = {name: model(config) for name, config in TABLES.items()}
     mix = model(RewardMixConfig)["properties"]
@@ -103,35 +82,44 @@ def json_schema(parts: Registry) -> dict[str, Any]:
     }
 
 
-def template(backend: Declaration, sampler: Declaration | None, optimizer: Declaration, reward: Declaration) -> str:
-    """A commented spec for the chosen parts: every key with its meaning and default."""
-    blocks = [
-        f"# {optimizer.kind} on {backend.kind} with {reward.kind}.\n"
-        "# Keys that are commented out show their default. Check it with: t2ialign validate THIS_FILE",
-        _block("[run]", TABLES["run"]),
-        _block("[backend]", backend.config, backend.kind, backend.summary),
-    ]
-    if sampler:
-        blocks.append(_block("[sampler]", sampler.config, sampler.kind, sampler.summary))
-    blocks += [
-        _block("[optimizer]", optimizer.config, optimizer.kind, optimizer.summary),
-        _block("[[reward]]", reward.config, reward.kind, reward.summary, mix=True),
-        _block("[prompts]", TABLES["prompts"], required={"file": '"prompts.txt"'}),
-        _block("[evaluation]", TABLES["evaluation"]),
-        _block("[samples]", TABLES["samples"]),
-        _block("[export]", TABLES["export"]),
-    ]
+def template(
+    backend: Declaration,
+    sampler: Declaration | None,
+    optimizer: Declaration,
+    reward: Declaration,
+    values: Mapping[str, Any] | None = None,
+    schema: str | None = None,
+) -> str:
+    """A commented spec for the chosen parts: every key with its meaning and default.
+
+    Args:
+        values: tables of the spec whose keys are set; the others are comments.
+        schema: where editors find the schema.
+    """
+    given: dict[str, Any] = {"prompts": {"file": "prompts.txt"}, **(values or {})}
+    mixed = given.get("reward") or [{}]
+    head = f"#:schema {schema}\n" if schema else ""
+    head += f"# {optimizer.kind} on {backend.kind} with {reward.kind}.\n"
+    head += "# Keys that are commented out show their default. Check it with: t2ialign validate THIS_FILE"
+    blocks = [head, _block("[run]", TABLES["run"], given.get("run"))]
+    for role, part in (("backend", backend), ("sampler", sampler), ("optimizer", optimizer)):
+        if part is not None:
+            blocks.append(_block(f"[{role}]", part.config, given.get(role), part.kind, part.summary))
+    blocks.append(_block("[[reward]]", reward.config, mixed[0], reward.kind, reward.summary, mix=True))
+    tables = ("prompts", "evaluation", "samples", "export")
+    blocks += [_block(f"[{name}]", TABLES[name], given.get(name)) for name in tables]
     return "\n\n".join(blocks) + "\n"
 
 
 def _block(
     header: str,
     config: type[BaseModel],
+    values: Mapping[str, Any] | None = None,
     kind: str = "",
     summary: str = "",
     mix: bool = False,
-    required: dict[str, str] | None = None,
 ) -> str:
+    given = values or {}
     lines = [header + (f"  # {summary}" if summary else "")]
     if kind:
         lines.append(f'kind = "{kind}"')
@@ -140,11 +128,13 @@ def _block(
     for name, field in fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            nested.append(_block(f"[{header.strip('[]')}.{name}]", annotation))
+            nested.append(_block(f"[{header.strip('[]')}.{name}]", annotation, given.get(name)))
             continue
         lines.append(f"# {field.description or name}")
-        if field.is_required():
-            lines.append(f"{name} = {(required or {}).get(name, '...')}")
+        if name in given:
+            lines.append(tomli_w.dumps({name: given[name]}).strip())
+        elif field.is_required():
+            lines.append(f"{name} = ...")
         else:
             default = field.get_default(call_default_factory=True)
             text = "" if default is None or default is PydanticUndefined else tomli_w.dumps({name: default}).strip()

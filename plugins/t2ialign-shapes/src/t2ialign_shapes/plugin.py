@@ -8,13 +8,34 @@ from t2ialign.spec.prompts import data_of
 from t2ialign_judges.config import RulesConfig
 from t2ialign_shapes.captions import foreign_word
 
+#: Prompts of this world with GenEval's metadata.
+STARTERS = [
+    t2ialign.Prompt("a triangle", {"tag": "single_object", "include": [{"class": "triangle", "count": 1}]}),
+    t2ialign.Prompt("a red circle", {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}]}),
+    t2ialign.Prompt(
+        "a green square", {"tag": "colors", "include": [{"class": "square", "count": 1, "color": "green"}]}
+    ),
+    t2ialign.Prompt(
+        "a circle and a square",
+        {"tag": "two_object", "include": [{"class": "circle", "count": 1}, {"class": "square", "count": 1}]},
+    ),
+]
+
 
 class ShapesRewardConfig(t2ialign.Config):
     """The exact rewards have no options."""
 
+    @classmethod
+    def starter_prompts(cls) -> list[t2ialign.Prompt]:
+        return STARTERS
+
 
 class ShapesGenEvalConfig(RulesConfig):
     """``shapes-geneval``: the options of GenEval's rules; prompts need GenEval's metadata, in this world's words."""
+
+    @classmethod
+    def starter_prompts(cls) -> list[t2ialign.Prompt]:
+        return STARTERS
 
     def problem_with(self, prompt: str) -> str:
         data = data_of(prompt)

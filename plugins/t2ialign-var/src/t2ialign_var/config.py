@@ -31,6 +31,11 @@ class VarConfig(BackendConfig):
         False, description="mix code vectors by Gumbel-softmax in place of sampling one: smoother pictures, no tokens"
     )
 
+    @classmethod
+    def starter_prompts(cls) -> list[str]:
+        """Classes of ImageNet, which the released checkpoints draw."""
+        return ["goldfish", "golden retriever", "volcano", "espresso"]
+
     def withholds(self) -> dict[str, str]:
         return {"tokens": "set more_smooth = false"} if self.more_smooth else {}
 
