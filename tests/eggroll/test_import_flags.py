@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from t2ialign import UsageError
+from t2ialign import SpecError, UsageError
 from t2ialign.cli import app
 from t2ialign.spec.parse import load
 from t2ialign_eggroll.hyperscale import BACKENDS, spec_text
@@ -109,3 +109,12 @@ def test_the_porting_page_lists_every_flag_as_it_is():
         default = str(flag.default).lower() if isinstance(flag.default, bool) else str(flag.default)
         here = f"`{flag.here}`" if flag.here else ""
         assert f"| `{name}` | {default} | {here} | {flag.note} | {changes} |" in page, name
+
+
+def test_a_wrong_key_of_a_backend_that_samples_itself_is_the_only_problem(tmp_path):
+    (tmp_path / "untitled1.txt").write_text("a cat\n")
+    file = tmp_path / "spec.toml"
+    file.write_text(spec_text("main.py --backend infinity --prompts_per_gen 1").replace("top_p", "topp"))
+    with pytest.raises(SpecError) as caught:
+        load(file)
+    assert [problem.key for problem in caught.value.problems] == ["backend.topp"]

@@ -6,8 +6,8 @@ perturbations of D numbers the estimated direction keeps a share sqrt(P / D) of 
 
     STEP sqrt(P / D) sigma   per entry, never more than sigma.
 
-STEP = 1.6 and sigma = 0.5 were chosen on handwritten digits; docs/performance.md has a control task, a convolutional
-network and a transformer beside them.
+STEP = 1.6 and sigma = 0.5 were chosen on handwritten digits; docs/performance.md has a convolutional network and a
+transformer beside them.
 """
 
 from __future__ import annotations
