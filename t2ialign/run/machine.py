@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import torch
+
+from t2ialign.errors import UsageError
+from t2ialign.problem.optimizer import Optimizer
+from t2ialign.problem.problem import Problem
+from t2ialign.storage.run_directory import RunDir
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -16,6 +22,27 @@ def peak_memory(device: torch.device) -> float | None:
     except ModuleNotFoundError:  # Windows
         return _peak_working_set()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def check_room(run: RunDir, problem: Problem, optimizer: Optimizer) -> None:
+    """Is there room for what a run writes: checkpoints, the images of an evaluation at their full size, grids?
+
+    Raises:
+        UsageError: less than that is free; says how much is needed, and what makes it less.
+    """
+    spec = problem.spec
+    state = sum(tensor.numel() * tensor.element_size() for tensor in optimizer.state().tensors.values())
+    height, width = problem.backend.info.image_size
+    drawn = 2 * len(problem.evaluation_prompts) * spec.evaluation.images_per_prompt
+    steps = spec.optimizer_config.plan(spec).steps
+    grids = 2 + (steps // spec.samples.every if spec.samples.every else 0)
+    needed = state * (spec.run.keep_checkpoints + 2) + 3 * height * width * (drawn + grids * spec.samples.count)
+    free = shutil.disk_usage(run.path).free
+    if free < needed:
+        raise UsageError(
+            f"{run.path}: {free / 2**20:,.0f} MB are free, and the run writes up to {needed / 2**20:,.0f} MB; take"
+            " another run.out, or lower run.keep_checkpoints, evaluation.limit or samples.count"
+        )
 
 
 def _peak_working_set() -> float | None:

@@ -28,7 +28,7 @@ from t2ialign.run.continuing import spec_to_continue
 from t2ialign.run.display import Display
 from t2ialign.run.failures import Interrupted, Stopped, explained
 from t2ialign.run.finish import finish
-from t2ialign.run.machine import peak_memory
+from t2ialign.run.machine import check_room, peak_memory
 from t2ialign.run.tracking import Tracking
 from t2ialign.spec import checkpoints
 from t2ialign.spec.model import Spec
@@ -154,6 +154,7 @@ def _loaded(run: RunDir, spec: Spec, world: distributed.World, display: Display)
             optimizer.load_state(state)
         display.say(f"resuming after step {first}")
     if world.is_main:
+        check_room(run, problem, optimizer)
         run.rewind(first if saved else -1)
     trackers = spec.run.trackers if world.is_main else []
     stop_if_asked(world, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import t2ialign
-from t2ialign.errors import PartError, RewardError, T2IAlignError
+from t2ialign.errors import PartError, RewardError, T2IAlignError, UsageError
 from t2ialign.evaluation import score as scoring
 from t2ialign.lora.reading import FILE
 from t2ialign.run import runner, sample
@@ -78,6 +79,14 @@ def test_a_disk_that_takes_no_more_ends_a_run_as_a_stop_does(toy_spec, undisturb
     assert card.replace("a-2", "a") == others  # as if nothing had happened
     lora, others = (load_file(one.path / "export" / FILE) for one in (run, undisturbed))
     assert all(torch.equal(lora[name], tensor) for name, tensor in others.items())
+
+
+def test_a_run_for_which_there_is_no_room_is_not_begun(toy_spec, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+    with pytest.raises(UsageError, match=r"0 MB are free, and the run writes up to \d+ MB; take another run\.out"):
+        runner.start(specs.load(toy_spec()), QUIET)
+    assert not list((toy_spec().parent / "runs").iterdir())
 
 
 def test_a_failed_allocation_halves_the_micro_batch_on_the_cpu_too():
