@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jinja2
 
 from t2ialign.errors import UsageError
 from t2ialign.evaluation import comparison
-from t2ialign.report import curves
+from t2ialign.report import curves, verdict
 from t2ialign.report.changes import Picture, changes, noise_of_a_prompt
 from t2ialign.spec import toml
 from t2ialign.storage import files
@@ -35,6 +35,7 @@ def page(run: RunDir) -> str:
     summary, metrics = run.summary(), run.history()
     base = summary["variants"]["base"] if summary else {}
     drift = _drift(metrics, summary)
+    constant = {**verdict.constants(metrics), **verdict.constants(run.timing())}
     apart = {_label(reward) for reward in spec["reward"] if reward["weight"] == 0}
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("t2ialign.report"),
@@ -54,7 +55,10 @@ def page(run: RunDir) -> str:
         categories=comparison.category_rows(summary) if summary else [],
         looks=list(comparison.rows(summary["image_statistics"])) if summary and "image_statistics" in summary else [],
         drift=drift,
-        groups=curves.grouped(metrics, run.timing(), _bases(metrics, base)),
+        groups=_varying(curves.grouped(metrics, run.timing(), _bases(metrics, base)), constant),
+        constant=constant,
+        verdict=verdict.verdict(summary, run.timing(), _duration(sum(line["seconds"] for line in run.timing()))),
+        use_it=verdict.use_it(run.path / "export"),
         held_out=apart,
         plot=curves,
         short=comparison.short,
@@ -65,6 +69,12 @@ def page(run: RunDir) -> str:
         spec_text=spec_text,
         environment=json.dumps(environment, indent=2, ensure_ascii=False),
     )
+
+
+def _varying(groups: Mapping[str, list[curves.Curve]], constant: Collection[str]) -> dict[str, list[curves.Curve]]:
+    """The charts without those of constant series."""
+    kept = {group: [curve for curve in found if curve.name not in constant] for group, found in groups.items()}
+    return {group: found for group, found in kept.items() if found}
 
 
 def _bases(metrics: Sequence[dict[str, Any]], base: dict[str, Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from t2ialign.report import changes, curves
+from t2ialign.report import changes, curves, verdict
 from t2ialign.report import page as report
 from t2ialign.run import runner
 from t2ialign.run.display import Display
@@ -94,7 +94,8 @@ def logged(run: RunDir) -> list[str]:
         group = name.partition("/")[0]
         return groups.index(group) if group in groups else len(groups)
 
-    return sorted((name for name in names if not name.endswith("/ci95")), key=place)
+    flat = verdict.constants(run.history())
+    return sorted((name for name in names if not name.endswith("/ci95") and name not in flat), key=place)
 
 
 def test_a_finished_run_has_a_page_with_everything(run):
@@ -107,7 +108,9 @@ def test_a_finished_run_has_a_page_with_everything(run):
     assert f"{paired['difference']:+.4f} ± {paired['se']:.4f}" in found.text
     assert "{:+.4f} to {:+.4f}".format(*paired["ci95"]) in found.text
     assert {"evaluation/toy-redness", "evaluation/toy-darkness", "evaluation/drift"} <= set(logged(run))
-    assert found.curve_names() == [*logged(run), "seconds", "images_per_second", "peak_memory_mb"]
+    flat = verdict.constants(run.timing())
+    clocks = [name for name in ("seconds", "images_per_second", "peak_memory_mb") if name not in flat]
+    assert found.curve_names() == [*logged(run), *clocks]
     alts = [image["alt"] for image in found.attributes("img")]
     assert all(alts)
     assert [alt for alt in alts if "step" in alt] == [f"Samples after step {i}: red; blue; white" for i in range(5)]
@@ -199,8 +202,10 @@ def test_every_metric_has_a_curve_whatever_it_holds(run, steps):
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = report.page(run)
     found = Page(text)
-    assert set(found.curve_names()) >= {*special, "search/once"}
-    assert len(found.curve_names()) == len(special) + 1 + 3
+    flat, clocks = set(verdict.constants(run.history())), set(verdict.constants(run.timing()))
+    assert flat == ({"learn/constant", "learn/zero"} if steps > 1 else set())
+    assert set(found.curve_names()) >= {*special, "search/once"} - flat
+    assert len(found.curve_names()) == len(special) + 1 + 3 - len(flat) - len(clocks)
     for svg in found.attributes("svg"):
         assert all(len(reading) == 4 for reading in json.loads(svg["data-readings"]))
     drawn = [path["d"] for path in found.attributes("path") if path["class"] in ("raw", "mean")]

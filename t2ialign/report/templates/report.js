@@ -31,3 +31,34 @@ if (slider) {
   input.addEventListener("input", show);
   show();
 }
+// Copy a block of code.
+for (const block of document.querySelectorAll("pre")) {
+  if (!navigator.clipboard) break;
+  const button = document.createElement("button"), text = block.textContent;
+  button.textContent = "copy";
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "copied";
+  });
+  block.append(button);
+}
+// Sort a table by a column: its numbers, or else its texts; again for the other direction.
+for (const head of document.querySelectorAll("thead th")) {
+  if (!head.textContent.trim()) continue;
+  const body = head.closest("table").tBodies[0], column = head.cellIndex;
+  head.ariaSort = "none";
+  head.tabIndex = 0;
+  const sort = () => {
+    const down = head.ariaSort === "descending";
+    for (const other of head.parentElement.cells) if (other.ariaSort) other.ariaSort = "none";
+    head.ariaSort = down ? "ascending" : "descending";
+    const key = row => row.cells[column].textContent.trim();
+    const number = row => { const n = parseFloat(key(row).replace("−", "-")); return Number.isNaN(n) ? -Infinity : n; };
+    const rows = [...body.rows];
+    const numeric = rows.some(row => number(row) !== -Infinity);
+    rows.sort((a, b) => numeric ? number(a) - number(b) : key(a).localeCompare(key(b)));
+    body.append(...(down ? rows : rows.reverse()));
+  };
+  head.addEventListener("click", sort);
+  head.addEventListener("keydown", event => { if (event.key === "Enter") sort(); });
+}
