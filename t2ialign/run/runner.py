@@ -247,10 +247,12 @@ class _Loop:
         try:
             yield
         except Exception as error:
-            if done and self.main:
+            newest = self.run_dir.newest_step() or 0  # it may have come as far as the step's own checkpoint
+            if done > newest and self.main:
                 self.run_dir.save_checkpoint(done, before, self.spec.run.keep_checkpoints)
             if isinstance(error, T2IAlignError) and RESUME not in str(error):
-                error.args = (f"{error}\nstopped after step {done}; continue with: {RESUME} {self.run_dir.path}",)
+                kept = max(done, newest)
+                error.args = (f"{error}\nstopped after step {kept}; continue with: {RESUME} {self.run_dir.path}",)
             raise
 
     @contextmanager

@@ -55,7 +55,7 @@ def test_two_nodes_begin_again_from_the_checkpoint_when_a_rank_fails(toy_spec, t
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     text = "".join(text for _, text in ended)
     assert "rank 1 is gone" in text
-    assert "resuming after step 1" in text
+    assert "resuming after step" in text
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(toy_spec, tmp_path):
