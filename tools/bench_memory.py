@@ -1,0 +1,49 @@
+"""Peak memory of commands whose inputs are many or large: prints one line a case.
+
+python tools/bench_memory.py --photographs 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def peak(arguments: list[str]) -> float:
+    """MB that a command of ours takes at most."""
+    child = os.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "t2ialign", *arguments])
+    _, status, usage = os.wait4(child, 0)
+    if status:
+        raise RuntimeError(f"t2ialign {' '.join(arguments)} ends with {os.waitstatus_to_exitcode(status)}")
+    assert isinstance(usage, resource.struct_rusage)
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--photographs", type=int, default=32, help="of 24 megapixels")
+    parser.add_argument("--reward", default="jpeg-compressibility")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        noise = np.random.default_rng(0).integers(0, 255, (250, 375, 3), dtype=np.uint8)
+        first = folder / "0.jpg"
+        Image.fromarray(noise).resize((6000, 4000), Image.Resampling.BICUBIC).save(first, quality=90)
+        for number in range(1, options.photographs):
+            shutil.copyfile(first, folder / f"{number}.jpg")
+        found = peak(["score", str(folder), "--prompt", "a photograph", "--reward", options.reward, "--device", "cpu"])
+        print(f"score, {options.photographs} photographs of 24 megapixels: {found:,.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
