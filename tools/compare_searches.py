@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ialign.evaluation.evaluate import base_of, items, score, summary_of
+from t2ialign.evaluation.evaluate import base_of, items_of, score, summary_of
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
 from t2ialign.spec import parse as specs
@@ -34,6 +35,8 @@ SPECS = Path(__file__).parents[1] / "specs"
 SHAPES = "pkg:t2ialign_shapes"
 #: Network evaluations of one delivered image, and steps of the model that takes several.
 BUDGET, STEPS = 64, 8
+#: The images are none that a run of the spec would deliver, which ``generate`` would look up and not search.
+OWN_SEEDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,13 @@ def evaluations(spec: Spec, search: Search) -> int:
 
 
 def measure(name: str, seed: int, prompts: Path, folder: Path) -> str:
-    path = folder / f"{name.replace(' ', '-').strip('()')}-{seed}.json"
+    path = result_file(folder, name, seed)
     if path.exists():
         return f"{name}, seed {seed}: is there"
     search = SEARCHES[name]
     spec = spec_of(search, seed, prompts)
     problem = assemble(spec)
-    optimizer, wanted = load_optimizer(problem), items(problem)
+    optimizer, wanted = load_optimizer(problem), items_of(problem.evaluation_prompts, 1, OWN_SEEDS + seed)
     base = score(problem, {"base": base_of(problem)}, wanted)["base"]
     started = time.process_time()
     found = optimizer.generate(problem.encode(wanted.prompts), wanted.seeds)
@@ -127,6 +130,10 @@ def measure(name: str, seed: int, prompts: Path, folder: Path) -> str:
     return f"{name}, seed {seed}: {seconds:.0f} CPU seconds"
 
 
+def result_file(folder: Path, name: str, seed: int) -> Path:
+    return folder / f"{re.sub(r'[^a-z-]+', '-', name).strip('-')}-{seed}.json"
+
+
 def table(folder: Path, seeds: Sequence[int]) -> list[str]:
     """Rows of Markdown; means over seeds, and the standard error of each from the seeds' own."""
     head = [
@@ -137,7 +144,7 @@ def table(folder: Path, seeds: Sequence[int]) -> list[str]:
 
 
 def _row(name: str, folder: Path, seeds: Sequence[int]) -> str:
-    paths = [folder / f"{name.replace(' ', '-').strip('()')}-{seed}.json" for seed in seeds]
+    paths = [result_file(folder, name, seed) for seed in seeds]
     found = [json.loads(path.read_text()) for path in paths if path.exists()]
     if not found:
         return ""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +51,21 @@ def test_the_snippet_draws_the_runs_image(tmp_path, monkeypatch):
     plain = torch.tensor(list(images.to_pil(base[0]).tobytes())).view_as(drawn)
     assert (drawn - pixels).abs().max() <= 1
     assert (drawn - plain).abs().max() > 1
+
+
+@pytest.mark.slow
+def test_the_comparison_measures_searches(tmp_path):
+    """Every search of the table has the same evaluations, and one that is measured has really searched."""
+    place = SPECS.parent / "tools" / "compare_searches.py"
+    found = importlib.util.spec_from_file_location("compare_searches", place)
+    tool = importlib.util.module_from_spec(found)
+    sys.modules["compare_searches"] = tool
+    found.loader.exec_module(tool)
+    prompts = tool.chosen_prompts(2, tmp_path)
+    spent = {name: tool.evaluations(tool.spec_of(one, 0, prompts), one) for name, one in tool.SEARCHES.items()}
+    for name, evaluations in spent.items():
+        assert evaluations == pytest.approx(tool.BUDGET, rel=0.1), name
+    tool.measure("image-select (one step)", 0, prompts, tmp_path)
+    result = json.loads((tmp_path / "image-select-one-step-0.json").read_text())
+    assert result["summary"]["paired"]["tuned"]["clip"]["difference"] > 0.1
+    assert "| image-select | sd-turbo, 1 step | 64 | 0 |" in tool.table(tmp_path, [0])[2]
