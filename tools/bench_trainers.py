@@ -1,6 +1,6 @@
 """Trainers at their defaults on four small tasks, beside tuned ones, evotorch and SGD, at equal evaluations.
 
-    OMP_NUM_THREADS=1 python tools/bench_trainers.py --seeds 3          # about half an hour of one core
+    OMP_NUM_THREADS=1 python tools/bench_trainers.py --seeds 3
     python tools/bench_trainers.py --tasks digits --rules eggroll pgpe --seeds 1
 
 All rules see the same fitness: one number per member, one minibatch (or one set of starts) per generation; what is
