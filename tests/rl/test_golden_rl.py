@@ -12,6 +12,7 @@ from t2ialign.tensors.paths import FlowPath
 from t2ialign_rl.advantages import advantages, clipped_loss
 from t2ialign_rl.config import FlowGrpoConfig
 from t2ialign_rl.forward import like_rows, noised, squared_error, stratified
+from t2ialign_rl.forward_process import distance
 from t2ialign_rl.methods import awm, nft, online_dpo
 from t2ialign_rl.methods import flow_grpo as grpo
 from t2ialign_rl.windows import Windowed, window_start
@@ -264,6 +265,18 @@ def test_grpo_loss_and_gradients():
     loss = rows.mean() + hyper(GRPO, "kl_weight") * published.mean()
     close(loss, GRPO["loss"])
     gradient_close(loss, v, GRPO["grad_v_theta"])
+
+
+def test_grpo_centred_ratio():
+    mean, std = grpo_transition(GRPO["v_theta"])
+    change = GRPO["log_prob_theta"] - GRPO["log_prob_old"]
+    close(torch.exp(grpo.log_ratio(change, mean, GRPO["mean_old"], std, "guard")), GRPO["guard_ratio"])
+
+
+def test_grpo_distance_of_velocities():
+    x, t = GRPO["x_t"], like_rows(GRPO["sigmas"][GRPO["step_index"]], GRPO["x_t"])
+    theta, base = (Prediction(x - t * GRPO[name], x + (1 - t) * GRPO[name]) for name in ("v_theta", "v_ref"))
+    close(distance(FlowPath(), theta, base), GRPO["kl_v_per_sample"])
 
 
 @pytest.mark.parametrize("form", ["cps", "dance"])

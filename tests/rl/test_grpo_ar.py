@@ -1,9 +1,11 @@
 """GRPO on the embedded VAR."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import Meeting, Rank
 
 from t2ialign import T2IAlignError
 from t2ialign.problem.optimizer import load_optimizer
@@ -14,8 +16,8 @@ SPEC = Path(__file__).parents[2] / "specs" / "grpo-ar-var-shapes.toml"
 SMALL = ("prompts.per_step=2", "prompts.images_per_prompt=3", "run.device='cpu'")
 
 
-def optimizer(*overrides):
-    return load_optimizer(assemble(specs.load(SPEC, [*SMALL, *overrides]), report=lambda text: None))
+def optimizer(*overrides, world=None):
+    return load_optimizer(assemble(specs.load(SPEC, [*SMALL, *overrides]), world, lambda text: None))
 
 
 def after(trained, first, last):
@@ -45,6 +47,18 @@ def test_micro_batches_change_nothing():
         assert line == pytest.approx(other, rel=1e-2, abs=1e-4)
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+def test_two_ranks_learn_what_one_process_does():
+    """Of three images of a prompt one rank has two."""
+    small = ("prompts.per_step=1", "optimizer.ema=0.9")
+    (expected, whole), meeting = after(optimizer(*small), 0, 1), Meeting(2)
+    ranks = [optimizer(*small, world=Rank(rank, 2, meeting)) for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for lines, tensors in pool.map(lambda rank: after(rank, 0, 1), ranks):
+            assert lines[0] == pytest.approx(expected[0], rel=1e-2, abs=1e-4)
+            for name, tensor in whole.items():
+                torch.testing.assert_close(tensors[name], tensor, rtol=1e-2, atol=1e-3)
 
 
 def test_a_resumed_run_goes_on_as_if_never_stopped():

@@ -55,6 +55,7 @@ def test_contract_of_variants(optimizer, options):
         ("awm", {}, 30, 0.0),
         ("online-dpo", {}, 30, 0.0),
         ("flow-grpo", {}, 150, 1.0),
+        ("flow-grpo", {"window": 1, "window_course": "random", "same_noise": True}, 60, 1.0),
         ("draft", {}, 10, 0.0),
         ("draft", {"last": 4, "last_draw": "uniform"}, 10, 0.5),
         ("draft", {"refl": 2}, 10, 0.0),

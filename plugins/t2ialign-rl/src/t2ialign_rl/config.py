@@ -137,9 +137,10 @@ class FlowGrpoConfig(AdvantageConfig):
     """``kind = "flow-grpo"``."""
 
     clip: float = Field(1e-4, gt=0, description="ratios count only within 1 +- clip; they are of mean log-densities")
-    log_prob: Literal["density", "distance"] = Field(
+    log_prob: Literal["density", "distance", "guard"] = Field(
         "density",
-        description="what ratios compare: log-densities, or squared distances to the mean alone, as published with CPS",
+        description="what ratios compare: log-densities, squared distances to the mean alone, as published with CPS, or"
+        " GRPO-Guard's centred ones, for one more forward of every row",
     )
     window: int | None = Field(
         None,
@@ -155,13 +156,15 @@ class FlowGrpoConfig(AdvantageConfig):
     window_stride: int = Field(1, ge=1, description="how far")
     same_noise: bool = Field(
         False,
-        description="images of a prompt start from the same noise; with a window they are drawn once up to there",
+        description="images of a prompt start from the same noise; with a window they are drawn once up to there, and"
+        " differ by its noise alone: they tell what it did",
     )
     timestep_fraction: float = Field(0.99, gt=0, le=1, description="part of the steps that is learnt from, noisy first")
     kl: float = Field(0.0, ge=0, description="weight of the KL divergence to the base model")
-    kl_form: Literal["published", "exact"] = Field(
+    kl_form: Literal["published", "exact", "velocity"] = Field(
         "published",
-        description="published: the exact divergence times the length of the step, as recipes weigh it",
+        description="published: the exact divergence times the length of the step, as recipes weigh it; velocity: the"
+        " squared distance of the network's directions, whatever the noise of the step",
     )
 
     def requires(self) -> Requirements:

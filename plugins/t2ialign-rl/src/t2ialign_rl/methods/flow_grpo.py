@@ -14,17 +14,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from t2ialign import StepResult, StepSampler, UsageError
+from t2ialign import Prediction, StepResult, StepSampler, UsageError
 from t2ialign.problem.problem import Problem
 from t2ialign.problem.transitions import Buffer, Policy, noise_levels
 from t2ialign.tensors.gaussian import divergence, log_prob
 from t2ialign_rl.advantages import advantages, clipped_loss
 from t2ialign_rl.config import FlowGrpoConfig
 from t2ialign_rl.forward import flow_time
+from t2ialign_rl.forward_process import distance
 from t2ialign_rl.loop import Online
 from t2ialign_rl.windows import Windowed, window_start
 
 KlForm = Literal["published", "exact"]
+RatioForm = Literal["density", "distance", "guard"]
 
 
 def kl(mean: Tensor, reference: Tensor, std: Tensor, length: Tensor, form: KlForm) -> Tensor:
@@ -38,6 +40,25 @@ def kl(mean: Tensor, reference: Tensor, std: Tensor, length: Tensor, form: KlFor
     """
     exact = divergence(mean, reference, std)
     return exact if form == "exact" else exact * length
+
+
+def log_ratio(change: Tensor, mean: Tensor, old: Tensor | None, std: Tensor, form: RatioForm) -> Tensor:
+    """What the ratio of two transitions of equal std is the exponential of (n,).
+
+    Args:
+        change: of the mean log-density (n,).
+        mean, old: of the transitions (n, ...); ``old`` serves "guard" alone.
+        std: (n, 1, ...).
+        form: "density" is ``change``; "distance" leaves 1 / (2 std^2) out of the densities; "guard" takes out what
+            makes every ratio fall as the policy moves, and weighs all steps alike (GRPO-Guard, arXiv 2510.22319).
+    """
+    if form == "density":
+        return change
+    level = std.flatten()
+    if form == "distance":
+        return change * 2 * level.square()
+    assert old is not None
+    return change * level + (mean - old).square().flatten(1).mean(1) / (2 * level)
 
 
 class FlowGrpo(Online):
@@ -74,25 +95,32 @@ class FlowGrpo(Online):
         buffer, lengths = policy.buffer, -flow_time(denoiser.path, times).diff()
         before = drawn.log_probs[:, steps].flatten()
         every = torch.arange(len(buffer), device=before.device)
-        if problem.micro_batch != size:  # kernels may depend on the batch, and a ratio sees that
-            before = log_prob(buffer.target, *policy.transition(every, problem.retrying(policy.cached)))
-        reference = None
+        old = base = None
+        if (
+            config.log_prob == "guard" or problem.micro_batch != size
+        ):  # kernels may depend on the batch: a ratio sees it
+            old, std = policy.transition(every, problem.retrying(policy.cached))
+            before = log_prob(buffer.target, old, std)
         if config.kl:
             with problem.adapter.disabled():
-                reference = policy.transition(every, problem.retrying(policy.cached))[0]
+                base = problem.retrying(policy.cached)
 
         def losses(rows: Tensor) -> dict[str, Tensor]:
-            mean, std = policy.transition(rows, policy.predict(rows))
+            prediction = policy.predict(rows)
+            mean, std = policy.transition(rows, prediction)
             change = log_prob(buffer.target[rows], mean, std) - before[rows]
-            if config.log_prob == "distance":
-                change = change * 2 * std.flatten().square()
-            ratio = torch.exp(change)
+            ratio = torch.exp(log_ratio(change, mean, None if old is None else old[rows], std, config.log_prob))
             loss = clipped_loss(better[buffer.trajectory[rows]].to(ratio), ratio, config.clip)
-            distance = torch.zeros_like(loss)
-            if reference is not None:
-                distance = kl(mean, reference[rows], std, lengths[buffer.step[rows]], config.kl_form)
-            total = loss + config.kl * distance
-            return {"total": total, "policy": loss, "kl": distance, "ratio": ratio, "ratio_error": (ratio - 1).abs()}
+            drift = torch.zeros_like(loss)
+            if base is not None:
+                other = Prediction(base.x0[rows], base.eps[rows])
+                if config.kl_form == "velocity":
+                    drift = distance(denoiser.path, prediction, other)
+                else:
+                    reference = policy.transition(rows, other)[0]
+                    drift = kl(mean, reference, std, lengths[buffer.step[rows]], config.kl_form)
+            total = loss + config.kl * drift
+            return {"total": total, "policy": loss, "kl": drift, "ratio": ratio, "ratio_error": (ratio - 1).abs()}
 
         return self.result(drawn, self.update(index, rewards.isfinite(), len(steps), losses))
 
