@@ -48,9 +48,11 @@ def start(spec: Spec, display: Display | None = None) -> RunDir:
     with world.together():
         if begun := world.begin():
             return resume(Path(begun), display)
-        run = RunDir(Path(world.begin(str(RunDir.create(spec).path) if world.is_main else "")))
+        with machine_faults(Path(spec.run.out)):
+            made = str(RunDir.create(spec).path) if world.is_main else ""
+        run = RunDir(Path(world.begin(made)))
         try:
-            with owned(run.path) if world.is_main else nullcontext():
+            with machine_faults(run.path, run), owned(run.path) if world.is_main else nullcontext():
                 return _go(run, spec, world, display)
         except UsageError:  # something that only the loaded model could tell; a run that never began leaves nothing
             if world.is_main and not run.metrics():
@@ -68,7 +70,7 @@ def resume(path: Path, display: Display | None = None, overrides: Sequence[str] 
         UsageError: the spec was edited, a change does not continue the run, or another process is at it.
     """
     run, world = RunDir.open(path), join_of(path, overrides)
-    with world.together(), owned(run.path) if world.is_main else nullcontext():
+    with world.together(), machine_faults(path, run), owned(run.path) if world.is_main else nullcontext():
         if world.is_main:
             run.recover()
             spec_to_continue(run, run.newest_step() or 0, overrides)
@@ -112,6 +114,29 @@ def restore(
     return run, problem, optimizer
 
 
+@contextmanager
+def machine_faults(place: Path, run: RunDir | None = None) -> Iterator[None]:
+    """Inside, a fault of this machine (no room, no permission, a mount that is gone) is one message.
+
+    Args:
+        place: named where the system names no file.
+        run: whose newest checkpoint is kept; None before there is any.
+
+    Raises:
+        Stopped: in place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if culprit(error):
+            raise
+        what = f"{error.filename or place}: {error.strerror or error}"
+        if run is None:
+            raise Stopped(f"{what}; nothing was begun") from error
+        kept = f"the checkpoint of step {newest} is intact" if (newest := run.newest_step()) else "no step was kept yet"
+        raise Stopped(f"{what}; {kept}; continue with: {RESUME} {run.path}") from error
+
+
 def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | None) -> RunDir:
     display = display or Display(quiet=not world.is_main)
     log = display.kept_in(run.path / "log.txt") if world.is_main else nullcontext()
@@ -120,12 +145,6 @@ def _go(run: RunDir, spec: Spec, world: distributed.World, display: Display | No
             return _loaded(run, spec, world, display)
     except KeyboardInterrupt:
         raise Interrupted(f"stopped; continue with: t2ialign resume {run.path}") from None
-    except OSError as error:  # of this machine: no room, no permission, a mount that is gone
-        if culprit(error):
-            raise
-        kept = f"the checkpoint of step {newest} is intact" if (newest := run.newest_step()) else "no step was kept yet"
-        place = error.filename or run.path
-        raise Stopped(f"{place}: {error.strerror or error}; {kept}; continue with: {RESUME} {run.path}") from error
     except PeerFailed as error:
         if error.exit_code == PeerFailed.exit_code and RESUME not in str(error):
             error.args = (f"{error}\ncontinue with: {RESUME} {run.path}",)

@@ -64,6 +64,15 @@ class RunDir:
                 number += 1
                 path = base.with_name(f"{base.name}-{number}")
         run = cls(path)
+        try:
+            run._fill(spec)
+        except BaseException:  # half a run directory is of no use
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        return run
+
+    def _fill(self, spec: Spec) -> None:
+        path = self.path
         for folder in ("samples", "checkpoints", "prompts"):
             (path / folder).mkdir()
         tree = spec_text.to_tree(spec)
@@ -77,8 +86,7 @@ class RunDir:
         )
         files.write_json(path / "environment.json", environment(spec))
         files.write_text(path / "spec.toml", spec_text.to_toml(tree, comment))
-        files.write_json(path / MADE_FROM, spec_text.to_tree(run.spec()))
-        return run
+        files.write_json(path / MADE_FROM, spec_text.to_tree(self.spec()))
 
     @classmethod
     def open(cls, path: Path) -> RunDir:

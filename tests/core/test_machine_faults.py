@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,25 @@ def test_a_disk_that_takes_no_more_ends_a_run_as_a_stop_does(toy_spec, undisturb
     assert card.replace("a-2", "a") == others  # as if nothing had happened
     lora, others = (load_file(one.path / "export" / FILE) for one in (run, undisturbed))
     assert all(torch.equal(lora[name], tensor) for name, tensor in others.items())
+
+
+@pytest.mark.parametrize("file", ["environment.json", "spec.toml", "made-from.json", ".owner.json"])
+def test_a_disk_that_is_full_at_the_start_is_one_message_and_leaves_no_half_run(toy_spec, tmp_path, monkeypatch, file):
+    real = io.open
+
+    def full(path, mode="r", *more, **others):
+        if file in str(path) and set(mode) & set("wa+"):
+            raise type(FULL)(*FULL.args, str(path))
+        return real(path, mode, *more, **others)
+
+    spec = specs.load(toy_spec(**tables(tmp_path)))
+    with monkeypatch.context() as patched:
+        patched.setattr(io, "open", full)
+        with pytest.raises(T2IAlignError, match=f"{re.escape(file)}.*: No space left on device; no") as caught:
+            runner.start(spec, QUIET)
+    assert caught.value.exit_code == 1
+    begun = (tmp_path / "runs" / "a").exists()
+    assert begun == (f"t2ialign resume {tmp_path / 'runs' / 'a'}" in str(caught.value)) == (file == ".owner.json")
 
 
 def test_a_run_for_which_there_is_no_room_is_not_begun(toy_spec, monkeypatch):
