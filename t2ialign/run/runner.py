@@ -173,7 +173,6 @@ def _loaded(run: RunDir, spec: Spec, world: distributed.World, display: Display)
             optimizer.load_state(state)
         display.say(f"resuming after step {first}")
     if world.is_main:
-        check_room(run, problem, optimizer)
         run.rewind(first if saved else -1)
     trackers = spec.run.trackers if world.is_main else []
     stop_if_asked(world, run)
@@ -222,9 +221,12 @@ class _Loop:
 
     def run(self, first: int) -> None:
         if first == 0:
+            with explained(self.run_dir.path, "before step 1"), blaming(self.optimizer.label):
+                checks.state(self.optimizer)
+        if self.problem.world.is_main:
+            check_room(self.run_dir, self.problem, self.optimizer)
+        if first == 0:
             with explained(self.run_dir.path, "before step 1"):
-                with blaming(self.optimizer.label):
-                    checks.state(self.optimizer)
                 self._grid(0)
         self._track(first)
         with stops.process.waiting(), self.display.bar("step", self.plan.steps, first) as bar:

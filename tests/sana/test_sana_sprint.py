@@ -269,7 +269,7 @@ def truncate(path: Path) -> None:
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), "'vae' has no .safetensors"),
         (lambda f: truncate(f / "transformer/diffusion_pytorch_model.safetensors"), "truncated"),
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"short"), "truncated"),
-        (lambda f: (f / "model_index.json").write_text("{"), "damaged"),
+        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is no JSON"),
         (
             lambda f: (f / "vae/x.safetensors.index.json").write_text('{"weight_map": {"w": "missing.safetensors"}}'),
             "lacks the shard missing",

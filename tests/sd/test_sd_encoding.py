@@ -86,9 +86,9 @@ def test_encodings_wait_on_the_cpu_and_go_to_the_device_by_batch(name, build, lo
     backend = make(CASES[name], build)
     backend.encode(PROMPTS)
     loads.clear()
-    backend.device = torch.device("meta")
     conditioning = backend.encode(PROMPTS)
     assert loads == []  # the cache has them
+    backend.device = torch.device("meta")
     bound = backend.denoiser(conditioning[[0, 1]]).conditioning
     assert {tensor.device.type for tensor in bound.tensors.values()} == {"meta"}
     assert {tensor.device.type for tensor in conditioning.tensors.values()} == {"cpu"}

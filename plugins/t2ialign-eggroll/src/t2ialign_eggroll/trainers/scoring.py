@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -63,18 +63,19 @@ class Scorer:
         """
         scores = torch.empty(count, device=self.device)
         with _eval_mode(self.model):
-            if not self._seen:
-                self._seen = True
-                self._name_unread(seed)
-                if self.batched:
-                    self._compare_forms(noise(slice(0, 2)), seed)
+            first, self._seen = not self._seen, True
+            if first and self.batched:
+                with self._unread_named(), _common_random_numbers(seed, self.device), self._explained():
+                    self.fitness_fn(self.model)
+                self._compare_forms(noise(slice(0, 2)), seed)
             for rows in split(count, self.chunk_size):
                 drawn = noise(rows)
                 if self.batched:
                     scores[rows] = self._batch(drawn, seed)
                 else:
                     for member in range(rows.start, rows.stop):
-                        scores[member] = self._score(drawn, member - rows.start, seed)
+                        with self._unread_named() if first and not member else nullcontext():
+                            scores[member] = self._score(drawn, member - rows.start, seed)
         self._tell(scores)
         return scores
 
@@ -159,13 +160,15 @@ class Scorer:
                 ) from error
             raise
 
-    def _name_unread(self, seed: int) -> None:
-        """One call of the fitness function that notes which parameters any torch operation got."""
+    @contextmanager
+    def _unread_named(self) -> Iterator[None]:
+        """Inside, one call of the fitness function; parameters that no torch operation got are named after it."""
         if any(map(_compiled, self.model.modules())):
-            return  # compiled code reads them where this cannot see
+            yield  # compiled code reads them where this cannot see
+            return
         reads = _Reads(self.parameters.values())
-        with _common_random_numbers(seed, self.device), reads, self._explained():
-            self.fitness_fn(self.model)
+        with reads:
+            yield
         unread = [name for name, p in self.parameters.items() if id(p) in reads.unread]
         if unread and len(unread) < len(self.parameters):  # none read: the fitness runs elsewhere, and may well depend
             shown = ", ".join(unread[:8]) + (f" and {len(unread) - 8} more" if len(unread) > 8 else "")
