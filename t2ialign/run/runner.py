@@ -223,7 +223,7 @@ class _Loop:
         if first == 0:
             with explained(self.run_dir.path, "before step 1"), blaming(self.optimizer.label):
                 checks.state(self.optimizer)
-        if self.problem.world.is_main:
+        if self.main:
             check_room(self.run_dir, self.problem, self.optimizer)
         if first == 0:
             with explained(self.run_dir.path, "before step 1"):
