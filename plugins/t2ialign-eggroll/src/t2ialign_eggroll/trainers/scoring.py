@@ -74,8 +74,7 @@ class Scorer:
                     scores[rows] = self._batch(drawn, seed)
                 else:
                     for member in range(rows.start, rows.stop):
-                        with self._unread_named() if first and not member else nullcontext():
-                            scores[member] = self._score(drawn, member - rows.start, seed)
+                        scores[member] = self._score(drawn, member - rows.start, seed, first and not member)
         self._tell(scores)
         return scores
 
@@ -127,9 +126,9 @@ class Scorer:
         with _common_random_numbers(seed, self.device), self._explained():
             return evaluate_members(self.model, self._scalar, noise).float()
 
-    def _score(self, noise: dict[str, Perturbation], row: int, seed: int) -> float:
+    def _score(self, noise: dict[str, Perturbation], row: int, seed: int, watched: bool = False) -> float:
         """The black-box way: set one member's weights, ask, put the centre back."""
-        with swapped(self.parameters, self.member(noise, row)):
+        with swapped(self.parameters, self.member(noise, row)), self._unread_named() if watched else nullcontext():
             return self._number(seed)
 
     def _number(self, seed: int) -> float:
