@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from t2ialign.tensors.conditioning import Conditioning
     from t2ialign.tensors.paths import DiffusionPath, Prediction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "Batch": "t2ialign.problem.problem",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import t2ialign
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -53,10 +55,9 @@ def test_whole_files_pass_and_missing_stray_and_foreign_ones_are_named(release, 
     assert "0.0.9" in wrong[2]
 
 
-def test_notes_are_of_the_version_that_is_released(release):
-    heading = (ROOT / "docs" / "changelog.md").read_text().split("\n## ")[1].split()[0]
-    if release.version().startswith(heading):
-        assert release.notes()
-    else:
-        with pytest.raises(SystemExit, match=heading):
-            release.notes()
+def test_notes_are_of_the_version_that_is_released(release, monkeypatch):
+    assert release.version() == t2ialign.__version__
+    assert "### " in release.notes()
+    monkeypatch.setattr(release, "version", lambda: "9.9.0")
+    with pytest.raises(SystemExit, match=r"9\.9\.0"):
+        release.notes()
