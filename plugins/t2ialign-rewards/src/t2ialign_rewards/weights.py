@@ -107,6 +107,10 @@ def _load(
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"weights of {source} do not fit {model_class.__name__}: {error}") from error
+    except (pickle.UnpicklingError, EOFError) as error:  # torch's advice is to trust the file
+        raise UsageError(
+            f"the .bin weights of {source} are no file of plain tensors; nothing of them was run"
+        ) from error
     unexpected = {key for key in report["unexpected_keys"] if not key.startswith(ignore or "\0")}
     mismatched = [f"{key} {list(found)} for {list(wanted)}" for key, found, wanted in report["mismatched_keys"]]
     require_keys(source, report["missing_keys"], unexpected, mismatched)
