@@ -61,6 +61,10 @@ class Config(BaseModel):
         """
         return []
 
+    def misfits(self) -> dict[str, str]:
+        """Options that do not fit files on disk -> what is wrong with them; validation asks once paths are absolute."""
+        return {}
+
     @classmethod
     def starter_prompts(cls) -> list[Any]:
         """Prompts that such a part understands, for ``init``, where it does not understand any text.

@@ -120,6 +120,10 @@ def _images(spec: Spec, backend: Backend, conditioning: Conditioning, found: Out
     with torch.no_grad():
         clean = measure("network call", lambda: denoiser(noise, time).x0)
         measure("decoder", lambda: backend.decode(clean))
+        if backend.drafts:  # memory as the evaluation needs it, operations as the steps do
+            with backend.drafting():
+                measure("draft decoder", lambda: backend.decode(clean))
+            found.operations["decoder"] = found.operations.pop("draft decoder")
         if spec.sampler and spec.sampler_config.evaluations() <= SHORT:
             sampler, operations = spec.sampler.build("cpu"), dict(found.operations)
             try:  # it may ask for several rows an image
@@ -137,7 +141,8 @@ def _images(spec: Spec, backend: Backend, conditioning: Conditioning, found: Out
     def back() -> Tensor:
         start = noise.clone().requires_grad_()
         clean = denoiser(start, time).x0
-        result = backend.decode(clean) if keeps == "image" else clean
+        with backend.drafting():
+            result = backend.decode(clean) if keeps == "image" else clean
         result.sum().backward()
         return result.detach()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -100,6 +101,18 @@ class Backend(Part, ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents to images (B, 3, H, W) in [0, 1]. Diffusion family only."""
         raise TypeError(f"{type(self).__name__} decodes inside generate: it is {self.info.family}")
+
+    def drafting(self, on: bool = True) -> AbstractContextManager[None]:
+        """Context in which images are only good enough to search by, if the options have a faster way to draw such.
+
+        A step of an optimizer is inside. What a run delivers or measures is drawn outside, or with ``drafting(False)``.
+        """
+        return nullcontext()
+
+    @property
+    def drafts(self) -> bool:
+        """Whether images inside ``drafting`` are others."""
+        return False
 
     def generate(
         self,

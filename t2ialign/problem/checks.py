@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from t2ialign.errors import PartError
+from t2ialign.errors import PartError, UsageError
 from t2ialign.foreign import shown
 from t2ialign.parts.backend import Backend
 from t2ialign.parts.sampler import Sampler
 from t2ialign.problem.mix import RewardMix
+from t2ialign.spec.model import ChosenReward
 from t2ialign.tensors.conditioning import Conditioning
 
 log = logging.getLogger(__name__)
@@ -99,3 +100,20 @@ def batch_independence(mix: RewardMix, pair: Tensor, prompts: Sequence[str]) -> 
                 values[0],
                 alone[name][0],
             )
+
+
+def repeatable(mix: RewardMix, chosen: Sequence[ChosenReward], pictures: Tensor, prompts: Sequence[str]) -> list[str]:
+    """One sentence for every reward whose scores of the same images differ.
+
+    Raises:
+        UsageError: the spec refuses such a reward.
+    """
+    different = mix.unrepeatable(pictures, prompts)
+    told = {
+        name: f"reward '{name}' scores the same images otherwise the second time, by up to {size:.3g}"
+        for name, size in different.items()
+    }
+    for reward in chosen:
+        if reward.name in told and reward.mix.deterministic:
+            raise UsageError(f"{told[reward.name]}; its deterministic = true refuses that")
+    return list(told.values())

@@ -130,6 +130,16 @@ class Problem:
         return self.retrying(lambda size: torch.cat([part(rows) for rows in split(len(conditioning), size)]))
 
     @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Clean latents (B, *latent) to images (B, 3, H, W) in micro-batches, without gradients."""
+
+        def part(rows: slice) -> Tensor:
+            with blaming(self.backend.label):
+                return checks.images(self.backend, self.backend.decode(latents[rows]), len(latents[rows]))
+
+        return self.retrying(lambda size: torch.cat([part(rows) for rows in split(len(latents), size)]))
+
+    @torch.no_grad()
     def dealt(
         self,
         generate: Callable[[Conditioning, Sequence[int]], Tensor],

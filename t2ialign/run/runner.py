@@ -11,13 +11,13 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from t2ialign.errors import RewardError, T2IAlignError, UsageError, blaming, culprit
+from t2ialign.evaluation.drafts import draft_remarks
 from t2ialign.evaluation.evaluate import items
 from t2ialign.evaluation.image_statistics import image_statistics
 from t2ialign.evaluation.schedule import schedule
-from t2ialign.problem.checks import batch_independence, first_images
+from t2ialign.problem.checks import batch_independence, first_images, repeatable
 from t2ialign.problem.optimizer import Optimizer, StepResult, load_optimizer
 from t2ialign.problem.problem import Problem, assemble
 from t2ialign.ranks import stops
@@ -228,13 +228,15 @@ class _Loop:
         if first == 0:
             with explained(self.run_dir.path, "before step 1"):
                 self._grid(0)
+                self._note(draft_remarks(self.problem))
         self._track(first)
         with stops.process.waiting(), self.display.bar("step", self.plan.steps, first) as bar:
             for index in range(self.plan.steps if self.drifted else first, self.plan.steps):
                 started = time.monotonic()
                 with self._kept(index):
                     with explained(self.run_dir.path, f"at step {index + 1}"), blaming(self.optimizer.label):
-                        result = checks.result(self.optimizer, self.optimizer.step(index), index)
+                        with self.problem.backend.drafting():
+                            result = checks.result(self.optimizer, self.optimizer.step(index), index)
                         self.optimizer.after_step(index)
                     seconds = time.monotonic() - started
                     with explained(self.run_dir.path, f"after step {index + 1}"), self._rescued(index + 1):
@@ -357,30 +359,19 @@ class _Loop:
         if done == 0:
             first_images(self.problem.backend, pictures)
             batch_independence(self.problem.rewards, pictures[:2], prompts[:2])
-            self._repeat(pictures, prompts)
+            self._note(repeatable(self.problem.rewards, self.spec.rewards, pictures, prompts))
         looks = {name: round(values.mean().item(), 6) for name, values in image_statistics(pictures).items()}
         texts = {"step": str(done), "prompts": "\n".join(prompts)}
         texts["statistics"] = json.dumps({name: value for name, value in looks.items() if value == value})
         path = self.run_dir.path / "samples" / f"step-{done:06d}.png"
         images.save_png(images.grid([pictures]), path, texts)
 
-    def _repeat(self, pictures: Tensor, prompts: list[str]) -> None:
-        """Name the rewards whose scores of the same images differ.
-
-        Raises:
-            UsageError: the spec refuses such a reward.
-        """
-        different = self.problem.rewards.unrepeatable(pictures, prompts)
-        told = [
-            f"reward '{name}' scores the same images otherwise the second time, by up to {size:.3g}"
-            for name, size in different.items()
-        ]
-        for reward in self.spec.rewards:
-            if reward.name in different and reward.mix.deterministic:
-                raise UsageError(f"{told[list(different).index(reward.name)]}; its deterministic = true refuses that")
-        for words in told:
+    def _note(self, lines: Sequence[str]) -> None:
+        """Say something of the whole run, and keep it."""
+        for words in lines:
             self.display.say(f"note: {words}")
-        self.run_dir.record(remarks=[*self.run_dir.remarks(), *told])
+        if self.main and lines:
+            self.run_dir.record(remarks=[*self.run_dir.remarks(), *lines])
 
     def _finish(self) -> None:
         """Done again from scratch if a kill fell into it."""

@@ -170,7 +170,11 @@ class _Parser:
         except ValidationError as error:
             self.problems += from_pydantic(key, model, error)
             return None
-        return self._locate_checkpoints(key, config)
+        before = len(self.problems)
+        located = self._locate_checkpoints(key, config)
+        for name, wrong in located.misfits().items() if len(self.problems) == before else ():
+            self._problem(f"{key}.{name}", show(getattr(located, name)), f"{wrong}.")
+        return located
 
     def _locate_checkpoints(self, key: str, config: C) -> C:
         """Check every checkpoint reference, and make folders absolute so that the resolved spec works anywhere."""

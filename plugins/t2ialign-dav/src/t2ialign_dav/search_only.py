@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from t2ialign.storage.images import save_png
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.distributed import World
 from t2ialign_dav.config import DavSearchConfig
+from t2ialign_dav.cost import Cost
 from t2ialign_dav.e_step import Trajectories
 from t2ialign_dav.explore import SHOWN, explore, lockstep_search, report, reward_unit, step_sampler
 from t2ialign_dav.model import Draws, Model
@@ -40,7 +42,7 @@ class DavSearch(Optimizer):
     def step(self, index: int) -> StepResult:
         batch = self.problem.draw(index)
         world = self.problem.world
-        found, cost = explore(self.problem, self.search, batch.conditioning, batch.seeds, self.unit, world)
+        found, cost = self._found(batch.conditioning, batch.seeds, world)
         if self.problem.output is not None and world.is_main:
             self.problem.output.mkdir(parents=True, exist_ok=True)
             for row, (image, prompt, seed) in enumerate(
@@ -53,7 +55,17 @@ class DavSearch(Optimizer):
 
     def generate(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
         """Searched images; like all generation for evaluations, by one rank alone."""
-        return explore(self.problem, self.search, conditioning, seeds, self.unit, World())[0].images
+        return self._found(conditioning, seeds, World())[0].images
+
+    def _found(self, conditioning: Conditioning, seeds: Sequence[int], world: World) -> tuple[Trajectories, Cost]:
+        """Searched trajectories, whose images are drawn as the run delivers them, whatever the search saw."""
+        backend = self.problem.backend
+        with backend.drafting():
+            found, cost = explore(self.problem, self.search, conditioning, seeds, self.unit, world)
+        if backend.drafts:
+            with backend.drafting(False):
+                found = replace(found, images=self.problem.decode(found.latents[:, -1]))
+        return found, cost
 
     def state(self) -> State:
         return State()

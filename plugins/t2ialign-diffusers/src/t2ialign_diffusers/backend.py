@@ -31,6 +31,7 @@ from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_diffusers.cards import DECODER_LORA_FILE, CardCalls
 from t2ialign_diffusers.compilation import compile_forward
 from t2ialign_diffusers.config import DiffusersConfig
+from t2ialign_diffusers.decoding import Decoding
 from t2ialign_diffusers.folder import check_complete, open_checkpoint, open_outline, read_json
 from t2ialign_diffusers.lora_names import Originals, to_kohya, to_modules
 from t2ialign_diffusers.merging import merge_base, write_fused
@@ -38,13 +39,14 @@ from t2ialign_diffusers.offload import TakingTurns
 from t2ialign_diffusers.originals import originals
 from t2ialign_diffusers.outline import outline, resident, rows_without_values, size, text_networks
 from t2ialign_diffusers.quantization import quantize
+from t2ialign_diffusers.quiet import quiet_libraries as quiet_libraries
 from t2ialign_diffusers.recompute import recompute_blocks
 from t2ialign_diffusers.text import TextComponents
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
-class DiffusersBackend(CardCalls, Backend):
+class DiffusersBackend(CardCalls, Decoding, Backend):
     """A pipeline of diffusers taken apart: encode, denoise, decode, each batched and differentiable.
 
     Subclasses set the class attributes and ``info``, and write ``encode_batch`` and ``denoiser``.
@@ -81,6 +83,7 @@ class DiffusersBackend(CardCalls, Backend):
             UsageError: the checkpoint is missing, incomplete or of another pipeline.
         """
         super().__init__(config, device)
+        self.check_decoder()
         self.turns: TakingTurns | None = None
         self._component_configs: dict[str, dict[str, Any]] = {}
         text, parts = self.text_components, (self.trained_component, "vae", "scheduler")
@@ -166,8 +169,9 @@ class DiffusersBackend(CardCalls, Backend):
 
     def resident(self) -> dict[str, int]:
         network, decoder = self.trainable, self.pipeline.vae
+        draft = {"draft decoder": size(self.draft_decoder.decoder)} if self.drafts else {}
         units = list(blocks(network)) if self.config.offload == "blocks" else [network]
-        return resident(network, decoder, self.config.quantization, self.config.offload, units)
+        return resident(network, decoder, self.config.quantization, self.config.offload, units) | draft
 
     def row_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of a row that ``encode_batch`` gives, of the longest prompt."""
@@ -297,14 +301,6 @@ class DiffusersBackend(CardCalls, Backend):
             raise UsageError(f"backend.image_size = {size}: must be a multiple of {self.vae_factor}")
         return size // self.vae_factor
 
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        scaled = scaled.to(vae.dtype)
-        each = self.config.vae_micro_batch or len(scaled)
-        pixels = torch.cat([vae.decode(scaled[rows], return_dict=False)[0] for rows in split(len(scaled), each)])
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
-
     # LoRA
 
     def load_lora(self, path: str | Path, name: str = "default") -> None:
@@ -379,21 +375,3 @@ class DiffusersBackend(CardCalls, Backend):
                 **dict.fromkeys(absent),
                 **components,
             )
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Inside, diffusers and transformers show no progress bars and no notices below errors."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    levels = {module: module.get_verbosity() for module in (diffusers.utils.logging, transformers.utils.logging)}
-    for module in levels:
-        module.set_verbosity_error()
-        module.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for module, level in levels.items():
-            module.set_verbosity(level)
-            module.enable_progress_bar()

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from t2ialign.config import LORA, BackendConfig, Config, LoraFormat
+from t2ialign.config import CHECKPOINT, LORA, BackendConfig, Config, LoraFormat
+from t2ialign.foreign import read_object
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.spec import checkpoints
 
@@ -21,6 +22,39 @@ def distilled(reference: str) -> bool:
     """Whether the name of a checkpoint, a LoRA or a file says that it was distilled to a few steps."""
     name = "/".join(reference.rsplit("/", 2)[-2:]).lower()
     return not DISTILLED.isdisjoint(re.split(r"[^a-z0-9]+", name))
+
+
+def decoder_misfit(decoder: Path | None, checkpoint: Path | None) -> str:
+    """What keeps a small decoder from drawing a checkpoint's latents, as far as what is on disk tells; "" if nothing.
+
+    Args:
+        decoder: its folder.
+        checkpoint: a folder in the diffusers layout.
+    """
+    if decoder is None:
+        return ""
+    own = _settings(decoder / "config.json")
+    if own.get("_class_name") != "AutoencoderTiny":
+        return f"is no AutoencoderTiny of diffusers: {decoder}/config.json says {own.get('_class_name', 'nothing')}"
+    real = _settings(checkpoint / "vae/config.json") if checkpoint else {}
+    if not real:
+        return ""
+    given, wanted = own.get("latent_channels", 4), real.get("latent_channels", real.get("z_dim", 4))
+    if given != wanted:
+        return f"takes latents of {given} channels, and the checkpoint's have {wanted}"
+    scale = own.get("upsampling_scaling_factor", 2) ** (len(own.get("decoder_block_out_channels", (64,) * 4)) - 1)
+    blocks = real.get("encoder_block_out_channels") or real.get("block_out_channels")
+    if blocks and scale != (factor := 2 ** (len(blocks) - 1)):
+        return f"makes images {scale} times as large as latents, and the checkpoint's own decoder {factor} times"
+    return ""
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """Of a component; empty where there are none that can be read."""
+    try:
+        return read_object(file)
+    except (OSError, ValueError):
+        return {}
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -69,6 +103,12 @@ class DiffusersConfig(BackendConfig):
         description="images that the decoder takes at once, out of the network's micro-batch; its activations are by"
         " far the larger ones. Default: all",
     )
+    decoder: Annotated[str | None, CHECKPOINT] = Field(
+        None,
+        description="a small distilled decoder (AutoencoderTiny of diffusers, such as madebyollin/taesdxl) that draws"
+        " while the run searches or trains; grids, evaluation and export keep the checkpoint's own. Default: that"
+        " always",
+    )
     vae_slicing: bool = Field(False, description="decode one image at a time: less memory, the same images")
     vae_tiling: bool = Field(
         False, description="decode large images in overlapping tiles: much less memory, faint differences at the seams"
@@ -116,6 +156,12 @@ class DiffusersConfig(BackendConfig):
         return self
 
     @model_validator(mode="after")
+    def _one_decoder(self) -> DiffusersConfig:
+        if self.decoder is not None and self.lora_decoder:
+            raise ValueError("lora_decoder trains the decoder that decoder would replace: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _compilable(self) -> DiffusersConfig:
         if self.compile != "none" and self.offload != "none":
             raise ValueError("compiled code keeps its weights in place: set offload = 'none', or compile = 'none'")
@@ -128,6 +174,10 @@ class DiffusersConfig(BackendConfig):
     def folder(self) -> Path | None:
         """The checkpoint, once it is on disk."""
         return checkpoints.on_disk(self.checkpoint, self.revision)
+
+    def misfits(self) -> dict[str, str]:
+        wrong = self.decoder and decoder_misfit(checkpoints.on_disk(self.decoder), self.folder())
+        return super().misfits() | ({"decoder": wrong} if wrong else {})
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         found, folder = super().remarks(prompts), self.folder()

@@ -24,13 +24,13 @@ def outline(folders: dict[str, Path], dtypes: dict[str, str]) -> Any:
             the checkpoint's model_index.json.
         dtypes: component -> dtype.
     """
-    return SimpleNamespace(**{part: _component(folder, part, dtypes[part]) for part, folder in folders.items()})
+    return SimpleNamespace(**{part: component(folder, part, dtypes[part]) for part, folder in folders.items()})
 
 
 def text_networks(folder: Path, parts: Sequence[str], dtype: str) -> list[nn.Module]:
     """The networks among a checkpoint's text components."""
     networks = [part for part in parts if (folder / part / "config.json").is_file()]
-    return [_component(folder / part, part, dtype) for part in networks]
+    return [component(folder / part, part, dtype) for part in networks]
 
 
 def rows_without_values(
@@ -73,7 +73,7 @@ def _saved(weight: Tensor, kind: str) -> int:
     return int(weight.nbytes - left)
 
 
-def _component(folder: Path, part: str, dtype: str) -> nn.Module:
+def component(folder: Path, part: str, dtype: str) -> nn.Module:
     settings = read_json(folder / "config.json")
     index = read_json(folder.parent / "model_index.json") if (folder.parent / "model_index.json").is_file() else {}
     name = settings.get("_class_name") or index.get(part, (None, None))[1] or settings["architectures"][0]

@@ -13,7 +13,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from t2ialign.errors import blaming
 from t2ialign.problem.problem import Problem
 from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
@@ -254,7 +253,7 @@ def draw(problem: Problem, conditioning: Conditioning, found: Sequence[Found], c
     """
     latents = [one.noise.to(problem.device) for one in found if one.noise is not None]
     if clean and latents:
-        images = decoded(problem, torch.stack(latents))
+        images = problem.decode(torch.stack(latents))
         if len(latents) == len(found):
             return images
         there = [row for row, one in enumerate(found) if one.noise is not None]
@@ -262,12 +261,3 @@ def draw(problem: Problem, conditioning: Conditioning, found: Sequence[Found], c
         others = draw(problem, conditioning[absent], [found[row] for row in absent])
         return torch.cat([images, others])[torch.tensor([*there, *absent]).argsort()]
     return problem.generate(conditioning, [one.seed for one in found], torch.stack(latents) if latents else None)
-
-
-@torch.no_grad()
-def decoded(problem: Problem, latents: Tensor) -> Tensor:
-    """Clean latents (B, *latent) to images (B, 3, H, W), in micro-batches."""
-    with blaming(problem.backend.label):
-        return problem.retrying(
-            lambda size: torch.cat([problem.backend.decode(latents[rows]) for rows in split(len(latents), size)])
-        )

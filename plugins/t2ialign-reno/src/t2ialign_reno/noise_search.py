@@ -82,7 +82,8 @@ class NoiseSearch(Optimizer):
         Every rank draws a share, and rank 0 writes.
         """
         world = self.problem.world
-        pictures, scores = self._drawn([found[place] for place in world.mine(len(found))])
+        with self.problem.backend.drafting(False):
+            pictures, scores = self._drawn([found[place] for place in world.mine(len(found))])
         for values in scores.values():
             values.update({name: world.collect(column, len(found)) for name, column in values.items()})
         pictures = {name: world.collect(batch, len(found)) for name, batch in pictures.items()}
@@ -125,7 +126,8 @@ class NoiseSearch(Optimizer):
         unknown = {key: Item(*key, row) for row, key in enumerate(keys) if key not in found}
         if unknown:
             searches = searches_of(list(unknown.values()), self.starts, self.problem.spec.run.seed)
-            found |= best_by_item(self._engine(conditioning, searches, None, None).run())
+            with self.problem.backend.drafting():
+                found |= best_by_item(self._engine(conditioning, searches, None, None).run())
         return self._draw(conditioning, [found[key] for key in keys])
 
     def best(self, searches: Sequence[Search]) -> Found:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from t2ialign.problem.problem import Problem
 from t2ialign.tensors.conditioning import Conditioning
-from t2ialign_reno.engine import Method, Point, decoded
+from t2ialign_reno.engine import Method, Point
 from t2ialign_reno.searches import Search
 
 
@@ -59,7 +59,7 @@ class TrajectorySearch(Method):
         found = self.search(conditioning, searches, iterations)
         named = {f"reward/{name}": values for name, values in found.raw.items()}
         values = {"total": found.total, **named, **found.numbers, "latents": found.latents}
-        return values, decoded(self.problem, found.latents)
+        return values, self.problem.decode(found.latents)
 
     def update(self, point: Point, values: dict[str, Tensor], improved: Tensor) -> tuple[Point, dict[str, Tensor]]:
         improved = improved.to(point["best"].device)
