@@ -79,6 +79,10 @@ class ExportError(T2IAlignError):
     """An exported file does not load, or does not give the images that the run gave."""
 
 
+class Unchanged(ExportError):
+    """What was exported is as it was before the first step."""
+
+
 class PartError(T2IAlignError):
     """A part of a plugin raised, or broke its contract; the message names it and its package."""
 

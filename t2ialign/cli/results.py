@@ -120,9 +120,9 @@ def export(
     display = Display(quiet=not world.is_main)
     overrides = [f"export.formats={json.dumps(formats)}"] if formats else ()
     with world.together():
-        optimizer = runner.restore(run, step, display, overrides)[2]
+        run_dir, _, optimizer = runner.restore(run, step, display, overrides)
         finish.write_export(optimizer, out)
         display.say(f"wrote {out}")
         world.meet()  # what is checked is there
-        finish.check_export(optimizer, out)
+        finish.check_export(optimizer, out, run_dir)
         display.say("checked")

@@ -18,8 +18,9 @@ from t2ialign.spec import checkpoints
 
 log = logging.getLogger(__name__)
 
-FILE = "pytorch_lora_weights.safetensors"
-PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+#: Where a LoRA's files lie is told without torch.
+FILE, PEFT_FILE, PEFT_CONFIG = checkpoints.LORA_FILE, checkpoints.PEFT_FILE, checkpoints.PEFT_CONFIG
+component_file, find = checkpoints.component_file, checkpoints.find_lora
 #: (B, A) as the endings of names in the wild; with these alone a strength can be folded into B.
 PAIRS = (
     (".lora_B.weight", ".lora_A.weight"),
@@ -31,37 +32,6 @@ PAIRS = (
 )
 PEFT_PREFIX = "base_model.model."
 TEXT_ENCODERS = ("text_encoder", "lora_te", "text_encoders")
-
-
-def component_file(component: str) -> str:
-    """Name of the LoRA file of a component that no pipeline loads one into."""
-    return f"{component}_lora_weights.safetensors"
-
-
-def find(reference: str | Path) -> Path:
-    """The LoRA file behind a file, a folder, a hub id or "owner/name/<file>.safetensors".
-
-    In a folder: ours, else PEFT's, else the only safetensors file. Of a hub id, ours or PEFT's: others may be models.
-
-    Raises:
-        UsageError: nothing is there, or several files could be meant.
-    """
-    one = None if checkpoints.local_path(str(reference)) else checkpoints.hub_file(str(reference))
-    wanted = (one[1],) if one else (FILE, PEFT_FILE, PEFT_CONFIG)
-    path = checkpoints.resolve(one[0] if one else str(reference), patterns=wanted)
-    path = path / one[1] if one else path
-    if path.is_file():
-        return path
-    if one:
-        raise UsageError(f"{reference}: the repository {one[0]} has no {one[1]}")
-    for name in (FILE, PEFT_FILE):
-        if (path / name).is_file():
-            return path / name
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files) or "none"
-        raise UsageError(f"{reference}: which LoRA? It has no {FILE} and no {PEFT_FILE}; safetensors files: {names}")
-    return files[0]
 
 
 def read(file: Path) -> dict[str, Tensor]:

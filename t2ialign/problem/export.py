@@ -10,7 +10,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from t2ialign.errors import ExportError
+from t2ialign.errors import ExportError, Unchanged
 from t2ialign.lora.adapter import GUEST, factors, guest
 from t2ialign.problem.formats import check_formats, clients, write_formats
 from t2ialign.problem.problem import Problem
@@ -40,12 +40,13 @@ def check_export(problem: Problem, folder: Path) -> str:
         One line for the model card.
 
     Raises:
-        ExportError: the LoRA is zero, changes nothing, or is not the run's.
+        Unchanged: the LoRA is zero.
+        ExportError: it changes nothing, or is not the run's.
     """
     backend, adapter = problem.backend, problem.adapter
     wanted = adapter.folded()
     if not any(bool(tensor.any()) for name, tensor in wanted.items() if name.endswith("lora_B.weight")):
-        raise ExportError("the LoRA is still zero: no step changed it, so there is nothing that could be used")
+        raise Unchanged("the LoRA is still zero: no step changed it, so there is nothing that could be used")
     read = backend.read_lora(folder)
     _compare(read, wanted)
     others = check_formats(problem, folder)

@@ -8,7 +8,6 @@ from typing import Any
 from t2ialign.errors import UsageError
 from t2ialign.spec.model import Spec
 from t2ialign.spec.problems import show
-from t2ialign.spec.text import to_tree
 from t2ialign.storage.run_directory import RunDir
 
 #: Keys, and tables of keys, that change nothing of what the steps so far would have been.
@@ -39,7 +38,7 @@ def spec_to_continue(run: RunDir, step: int, overrides: Sequence[str] = ()) -> S
         UsageError: ``spec.toml`` was edited since the run began, or a change would not continue the run.
     """
     spec = run.spec()
-    if (known := run.made_from()) is not None and (edited := _differences(known, to_tree(spec))):
+    if (known := run.made_from()) is not None and (edited := _differences(known, run.tree_of(spec))):
         raise UsageError(
             f"{run.path / 'spec.toml'} is not what this run was made from: {_listed(edited)}; put the old values back,"
             " run it as a new run, or give what may change on the command line (--set run.steps=80)"
@@ -47,7 +46,7 @@ def spec_to_continue(run: RunDir, step: int, overrides: Sequence[str] = ()) -> S
     if not overrides:
         return spec
     new = run.spec(overrides)
-    changes = _differences(to_tree(spec), to_tree(new))
+    changes = _differences(run.tree_of(spec), run.tree_of(new))
     if wrong := {key: values for key, values in changes.items() if not key.startswith(MAY_CHANGE)}:
         raise UsageError(
             f"--set: {_listed(wrong)} would make the steps so far another run's; resume can change"

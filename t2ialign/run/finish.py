@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2ialign.errors import ExportError, T2IAlignError
+from t2ialign.errors import ExportError, T2IAlignError, Unchanged
 from t2ialign.evaluation.evaluate import evaluate
 from t2ialign.problem.optimizer import Optimizer
 from t2ialign.problem.problem import Problem
@@ -61,7 +61,7 @@ def finish(
     display.say("writing the export")
     if attempt("export", lambda: write_export(optimizer, folder)):
         display.say("checking the export")
-        attempt("check of the export", lambda: check_export(optimizer, folder))
+        attempt("check of the export", lambda: check_export(optimizer, folder, run))
         for line in [*run.remarks(), *(_told(change) for change in run.changes())] if world.is_main else ():
             _add_to_card(folder, f"Note: {line}.")
     attempt("evaluation", lambda: evaluate_run(run, problem, optimizer, display, pause=pause, card=folder))
@@ -91,8 +91,11 @@ def write_export(optimizer: Optimizer, folder: Path) -> None:
         (new / UNCHECKED).write_text("These files were written, but not yet checked.\n", encoding="utf-8")
 
 
-def check_export(optimizer: Optimizer, folder: Path) -> None:
+def check_export(optimizer: Optimizer, folder: Path, run: RunDir | None = None) -> None:
     """Check a written export; its README.md says what came out, and a failure leaves ``UNCHECKED.txt``.
+
+    Args:
+        run: whose metrics say why nothing changed, where they can.
 
     Raises:
         ExportError: the files are not right.
@@ -103,6 +106,8 @@ def check_export(optimizer: Optimizer, folder: Path) -> None:
         with world.together():
             line = optimizer.check(folder)
     except Exception as error:
+        if isinstance(error, Unchanged) and run:
+            error.args = (f"{error}{constant_rewards(run.metrics(), optimizer.problem.rewards.optimised)}",)
         if world.is_main:
             wrong = isinstance(error, ExportError)
             reason = f"{'' if wrong else f'{type(error).__name__}: '}{error}"
@@ -114,6 +119,18 @@ def check_export(optimizer: Optimizer, folder: Path) -> None:
         (folder / UNCHECKED).unlink()
         if line:
             _add_to_card(folder, f"Checked: {line}.")
+
+
+def constant_rewards(metrics: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
+    """Where the metrics of all steps show that the optimised rewards told no image from another, the words for it."""
+    keys = [f"reward/{name}" for name in names]
+    means = {tuple(line.get(key) for key in keys) for line in metrics}
+    flat = bool(metrics) and all(line.get("fitness/constant") == 1 for line in metrics)
+    if not flat and (len(metrics) < 2 or len(means) > 1 or None in next(iter(means))):
+        return ""
+    steps = f"at each of {len(metrics)} steps" if len(metrics) > 1 else "at the only step"
+    last = [f"{name} {metrics[-1][key]:.4g}" for name, key in zip(names, keys, strict=True) if key in metrics[-1]]
+    return f" (constant reward: {steps} all scores were equal, {', '.join(last)}, which gives no direction)"
 
 
 def _add_to_card(folder: Path, line: str) -> None:

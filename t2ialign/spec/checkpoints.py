@@ -17,6 +17,8 @@ from t2ialign.foreign import tensor_header
 WHOLE, SAMPLES, PIECE = 2**26, 256, 2**12
 #: "owner/name@revision" -> the commit that it stands for in this process, once it was fetched; a resumed run fills it.
 commits: dict[str, str] = {}
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(rf"({_HUB_ID.pattern})/(.+\.safetensors)")
 
@@ -70,6 +72,46 @@ def hub_file(reference: str) -> tuple[str, str] | None:
     """(hub id, file) of "owner/name/<path>.safetensors"."""
     match = _HUB_FILE.fullmatch(reference)
     return (match[1], match[2]) if match else None
+
+
+def component_file(component: str) -> str:
+    """Name of the LoRA file of a component that no pipeline loads one into."""
+    return f"{component}_lora_weights.safetensors"
+
+
+def find_lora(reference: str | Path) -> Path:
+    """The LoRA file behind a file, a folder, a hub id or "owner/name/<file>.safetensors".
+
+    In a folder: ours, else PEFT's, else the only safetensors file. Of a hub id, ours or PEFT's: others may be models.
+
+    Raises:
+        UsageError: nothing is there, or several files could be meant.
+    """
+    one = None if local_path(str(reference)) else hub_file(str(reference))
+    wanted = (one[1],) if one else (LORA_FILE, PEFT_FILE, PEFT_CONFIG)
+    path = resolve(one[0] if one else str(reference), patterns=wanted)
+    path = path / one[1] if one else path
+    if path.is_file():
+        return path
+    if one:
+        raise UsageError(f"{reference}: the repository {one[0]} has no {one[1]}")
+    for name in (LORA_FILE, PEFT_FILE):
+        if (path / name).is_file():
+            return path / name
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files) or "none"
+        raise UsageError(
+            f"{reference}: which LoRA? It has no {LORA_FILE} and no {PEFT_FILE}; safetensors files: {names}"
+        )
+    return files[0]
+
+
+def lora_files(file: Path) -> list[Path]:
+    """A LoRA's file, and what is read beside it: PEFT's settings, and the files of other components."""
+    beside = [file.with_name(PEFT_CONFIG)] if file.name == PEFT_FILE else []
+    beside += sorted(file.parent.glob(component_file("*")))
+    return [file, *(one for one in beside if one.is_file() and one.name not in (file.name, LORA_FILE))]
 
 
 def check_lora(reference: str, base: Path | None = None) -> str | None:

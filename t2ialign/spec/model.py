@@ -242,6 +242,15 @@ class Spec:
         found = read(self.file(own, "test"), self.evaluation.column) if own else self.training_prompts()
         return found[: self.evaluation.limit]
 
+    def lora_start(self) -> Path | None:
+        """The file of the LoRA on this machine that the run goes on from; None without one, or where it is the hub's.
+
+        Raises:
+            UsageError: the folder does not say which file it is.
+        """
+        start = self.backend_config.lora.start
+        return checkpoints.find_lora(start) if start and self.uses_lora and checkpoints.local_path(start) else None
+
     def prompt_files(self) -> list[tuple[str, str, Path]]:
         """(table, key, file) of every prompt file that the spec names."""
         tables = {"prompts": self.prompts, "evaluation": self.evaluation, "optimizer": self.optimizer.config}

@@ -20,6 +20,7 @@ import tomli
 
 from t2ialign import places, plugins
 from t2ialign.errors import UsageError
+from t2ialign.spec import checkpoints
 from t2ialign.spec import parse as specs
 from t2ialign.spec import text as spec_text
 from t2ialign.spec.machine import check_machine
@@ -31,6 +32,8 @@ from t2ialign.tensors.state import State
 log = logging.getLogger(__name__)
 
 MADE_FROM = "made-from.json"
+#: Folder of the LoRA that a run goes on from.
+START = "start"
 #: What ``change`` is about to write: while this file is there, a change is under way.
 CHANGING = "changing.json"
 
@@ -48,7 +51,8 @@ class RunDir:
     def create(cls, spec: Spec) -> RunDir:
         """A new folder below ``run.out``; a taken name gets a number, an old run is never touched.
 
-        The resolved spec and the prompt files go into it, so that the run can be repeated and resumed from there.
+        The resolved spec, the prompt files and the LoRA that the run goes on from go into it, so that the run can be
+        repeated and resumed from there.
 
         Raises:
             UsageError: the machine has not what the spec asks for; nothing was made.
@@ -77,6 +81,13 @@ class RunDir:
             (path / folder).mkdir()
         tree = spec_text.to_tree(spec)
         tree["run"]["name"] = path.name
+        facts = environment(spec)
+        if source := spec.lora_start():
+            (path / START).mkdir()
+            for file in checkpoints.lora_files(source):
+                shutil.copyfile(file, path / START / file.name)
+            facts["lora_start"] = {"from": str(source), "content": checkpoints.fingerprint(path, [START])}
+            tree["backend"]["lora"]["start"] = f"{START}/{source.name}"
         for table, key, file in spec.prompt_files():
             copy = path / "prompts" / f"{table}.{key}{file.suffix}"
             shutil.copyfile(file, copy)
@@ -84,9 +95,9 @@ class RunDir:
         comment = (
             f"Resolved from {Path(spec.source).name}, defaults filled in.\nContinue this run: t2ialign resume {path}"
         )
-        files.write_json(path / "environment.json", environment(spec))
+        files.write_json(path / "environment.json", facts)
         files.write_text(path / "spec.toml", spec_text.to_toml(tree, comment))
-        files.write_json(path / MADE_FROM, spec_text.to_tree(self.spec()))
+        files.write_json(path / MADE_FROM, self.tree_of(self.spec()))
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
@@ -106,7 +117,7 @@ class RunDir:
 
     def change(self, spec: Spec, changes: list[dict[str, Any]]) -> None:
         """Go on with another spec, and record what is other in it; a kill at any moment leaves all of it or nothing."""
-        tree, text = spec_text.to_tree(spec), (self.path / "spec.toml").read_text(encoding="utf-8")
+        tree, text = self.tree_of(spec), (self.path / "spec.toml").read_text(encoding="utf-8")
         comment = "\n".join(line.removeprefix("# ") for line in text.splitlines() if line.startswith("#"))
         told = {"spec": spec_text.to_toml(tree, comment), "made from": tree, "changes": self.changes() + changes}
         files.write_json(self.path / CHANGING, told)
@@ -149,6 +160,15 @@ class RunDir:
     def spec(self, overrides: Sequence[str] = ()) -> Spec:
         """The resolved spec."""
         return specs.load(self.path / "spec.toml", overrides)
+
+    def tree_of(self, spec: Spec) -> dict[str, Any]:
+        """This run's spec as nested dicts; what lies in its folder is named from there, so that the folder may move."""
+        tree = spec_text.to_tree(spec)
+        lora = tree["backend"].get("lora", {})
+        start, here = Path(lora.get("start", "")), self.path.resolve()
+        if start.is_relative_to(here):
+            lora["start"] = start.relative_to(here).as_posix()
+        return tree
 
     def tree(self) -> dict[str, Any]:
         """``spec.toml`` as it is, without the parts that it names.

@@ -18,6 +18,7 @@ from t2ialign.run import finish, runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
 from t2ialign.storage.tensor_files import write_tensors
+from t2ialign.testing import installed
 
 QUIET = Display(quiet=True)
 FILE = "pytorch_lora_weights.safetensors"
@@ -78,6 +79,21 @@ def test_a_run_without_an_update_says_so_and_is_evaluated(toy_spec):
     with pytest.raises(finish.Unfinished, match="the LoRA is still zero: no step changed it"):
         runner.start(spec, QUIET)
     assert written(Path(spec.run.out) / "spec") == []
+
+
+@pytest.mark.parametrize("kind", ["toy-search", "eggroll"])
+def test_a_run_whose_scores_are_all_equal_names_the_constant_reward(toy_spec, monkeypatch, kind):
+    from t2ialign.testing import toy
+
+    monkeypatch.setattr(toy.Redness, "score", lambda self, images, prompts: 1 + 0 * images.flatten(1).sum(1))
+    table = {"kind": kind} if kind == "toy-search" else {"kind": kind, "population": 4}
+    with installed(everything=True):
+        spec = specs.load(toy_spec(optimizer=table), ["run.steps=2"])
+        with pytest.raises(finish.Unfinished, match="constant reward: at each of 2 steps all scores were equal, toy-"):
+            runner.start(spec, QUIET)
+    run = Path(spec.run.out) / "spec"
+    assert written(run) == []
+    assert "constant reward" in (run / "export" / finish.UNCHECKED).read_text()
 
 
 def test_a_good_export_says_that_it_was_checked(toy_spec):

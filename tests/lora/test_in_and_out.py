@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
 from t2ialign.spec import prompts
+from t2ialign.storage.run_directory import RunDir
 from t2ialign_diffusers.backend import DiffusersBackend
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -124,6 +127,42 @@ def test_a_run_continues_from_its_own_export_and_resumes(toy_spec):
     steps = [run.metrics()[-1]["reward/toy-redness"] for run in (first, second)]
     assert steps[1] > steps[0]
     assert optimizer.generate(problem.conditioning, list(range(5))).shape == (5, 3, 4, 4)
+
+
+def test_a_run_keeps_the_lora_that_it_goes_on_from(toy_spec, tmp_path):
+    """The original may go or change, and the run directory may move: resume, eval and export need neither."""
+    first = runner.start(specs.load(toy_spec()), Display(quiet=True))
+    backend = {"kind": "toy-model", "checkpoint": "some/model", "dtype": "float32"}
+    path = toy_spec(backend={**backend, "lora": {"start": str(first.path / "export")}})
+    whole = runner.start(specs.load(path, ["run.name=whole"]), Display(quiet=True))
+    short = runner.start(specs.load(path, ["run.name=short", "run.steps=2"]), Display(quiet=True))
+    assert json.loads((short.path / "environment.json").read_text())["lora_start"]["from"].endswith(FILE)
+    tensors = load_file(first.path / "export" / FILE)
+    save_file({name: -tensor for name, tensor in tensors.items()}, first.path / "export" / FILE)
+    moved = short.path.rename(tmp_path / "moved")
+    runner.resume(moved, Display(quiet=True), ["run.steps=4"])
+    runner.resume(moved.rename(tmp_path / "again"), Display(quiet=True))
+    shutil.rmtree(first.path)
+    again = RunDir(tmp_path / "again")
+    assert again.metrics() == whole.metrics()
+    wanted = load_file(whole.path / "export" / FILE)
+    assert all(bool(torch.equal(a, wanted[name])) for name, a in load_file(again.path / "export" / FILE).items())
+    done = CliRunner().invoke(app, ["export", str(again.path), "--out", str(tmp_path / "out"), "--step", "4"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / FILE).read_bytes() == (again.path / "export" / FILE).read_bytes()
+    repeated = runner.start(specs.load(again.path / "spec.toml", ["run.name=repeated"]), Display(quiet=True))
+    assert repeated.metrics() == whole.metrics()
+
+
+def test_a_start_that_may_be_several_files_is_refused_before_anything_is_made(toy_spec, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / "loras").mkdir(exist_ok=True)
+        save_file({"a": torch.zeros(1)}, tmp_path / "loras" / f"{name}.safetensors")
+    backend = {"kind": "toy-model", "checkpoint": "some/model", "lora": {"start": str(tmp_path / "loras")}}
+    spec = specs.load(toy_spec(backend=backend))
+    with pytest.raises(UsageError, match="which LoRA"):
+        runner.start(spec, Display(quiet=True))
+    assert not list(Path(spec.run.out).glob("*"))
 
 
 def test_what_a_start_decides_cannot_be_given_too(toy_spec):

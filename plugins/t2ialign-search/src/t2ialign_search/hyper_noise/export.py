@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from t2ialign.errors import ExportError
+from t2ialign.errors import ExportError, Unchanged
 from t2ialign.lora.file import write_lora
 from t2ialign.problem.export import without_folders
 from t2ialign.problem.problem import Problem
@@ -31,11 +31,12 @@ def check_network(problem: Problem, last: str, folder: Path) -> str:
         One line for README.md.
 
     Raises:
-        ExportError: the network is still zero, or the file does not hold it.
+        Unchanged: the network is still zero.
+        ExportError: the file does not hold it.
     """
     wanted = problem.adapter.folded()
     if not any(bool(tensor.any()) for name, tensor in wanted.items() if name.endswith("lora_B.weight")):
-        raise ExportError("the noise network is still zero: no step changed it")
+        raise Unchanged("the noise network is still zero: no step changed it")
     found, name_of_last = read_network(folder / FILE)
     if name_of_last != last or found.keys() != wanted.keys():
         raise ExportError(f"{FILE} names other layers than the run's noise network has")
