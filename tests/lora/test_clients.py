@@ -55,6 +55,11 @@ MODELS = {
     ),
     "flux": (diffusers.FluxTransformer2DModel, {"guidance_embeds": True}, sd.FluxConfig),
     "pixart_alpha": (diffusers.PixArtTransformer2DModel, {"sample_size": 64}, sd.PixArtDmdConfig),
+    "pixart_sigma": (
+        diffusers.PixArtTransformer2DModel,
+        {"sample_size": 128, "interpolation_scale": 2, "use_additional_conditions": False},
+        sd.PixArtSigmaConfig,
+    ),
     "zimage": (diffusers.ZImageTransformer2DModel, {}, ZImageConfig),
 }
 #: Form of the export -> (client, model) that reads it whole.
@@ -70,8 +75,8 @@ READS = {
         *((client, "sd35l") for client in ("comfyui", "kohya")),
     ],
     "diffusers": [
-        *(("diffusers", model) for model in MODELS if model != "pixart_alpha"),
-        *(("comfyui", model) for model in ("sd3", "sd35m", "sd35l", "flux", "pixart_alpha", "zimage")),
+        *(("diffusers", model) for model in MODELS if not model.startswith("pixart")),
+        *(("comfyui", model) for model in ("sd3", "sd35m", "sd35l", "flux", "pixart_alpha", "pixart_sigma", "zimage")),
         ("forge", "flux"),
     ],
 }
@@ -146,7 +151,9 @@ def test_every_tensor_is_taken_and_changes_its_weight_by_b_a(form, client, model
         )  # sums of thousands of products of unit size
 
 
-@pytest.mark.parametrize("model", [model for model in MODELS if model not in ("pixart_alpha", "zimage")])
+@pytest.mark.parametrize(
+    "model", [model for model in MODELS if model not in ("pixart_alpha", "pixart_sigma", "zimage")]
+)
 def test_the_kohya_form_reads_back_as_it_was(model):
     found = to_modules(written("kohya", model), network(model), originals(network(model)))
     assert found.keys() == exported(model).keys()

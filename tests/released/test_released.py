@@ -34,6 +34,7 @@ LORA = {
     "sdxl-turbo": (560, 5_806_080),
     "hyper-sd": (560, 5_806_080),
     "pixart-dmd": (224, 2_064_384),
+    "pixart-sigma": (224, 2_064_384),
     "sd3": (191, 2_347_008),
     "flux": (190, 4_669_440),
     "var": (82, 1_540_096),
@@ -136,6 +137,14 @@ def network_of(kind, backend):
     about = listing(reference)["about"][f"{part}/config.json"]
     network = getattr(diffusers, about["class"])
     return network.from_config(json.loads((folder / part / "config.json").read_text())), about["parameters"]
+
+
+@pytest.mark.parametrize(("kind", "reference"), siblings())
+def test_other_editions_have_the_parameters_that_are_stated(kind, reference, hub):
+    backend = opened(kind, reference)
+    with torch.device("meta"), quiet_libraries():
+        network, parameters = network_of(kind, backend)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,6 +33,7 @@ CASES = {
     "sdxl-turbo": ("sdxl", {}, ONE_STEP),
     "hyper-sd": ("sdxl", {"network_file": "diffusion_pytorch_model.safetensors"}, ONE_STEP),
     "pixart-dmd": ("pixart", {"max_sequence_length": 16}, ONE_STEP),
+    "pixart-sigma": ("pixart-sigma", {"max_sequence_length": 16}, stock("DPMSolverMultistepScheduler")),
     "sd3": ("sd3", {"max_sequence_length": 16}, EULER),
     "flux": ("flux", {"max_sequence_length": 16, "image_size": 32}, EULER),
     "sana": ("sana", {"image_size": 32}, stock("DPMSolverMultistepScheduler")),

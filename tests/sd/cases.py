@@ -13,7 +13,7 @@ from t2ialign import Backend, Sampler
 from t2ialign_sd import config as configs
 from t2ialign_sd.flux import Flux
 from t2ialign_sd.hyper_sd import HyperSd
-from t2ialign_sd.pixart import PixArtDmd
+from t2ialign_sd.pixart import PixArtDmd, PixArtSigma
 from t2ialign_sd.sd3 import StableDiffusion3
 from t2ialign_sd.unet import StableDiffusion, StableDiffusionXL
 from t2ialign_solvers.config import DdimConfig, OdeConfig, OneStepConfig, TwoStageConfig
@@ -166,6 +166,20 @@ CASES = {
             "num_inference_steps": 1,
             "guidance_scale": 1.0,
             "timesteps": [400],
+            "use_resolution_binning": False,
+            "clean_caption": False,
+            "max_sequence_length": 16,
+        },
+    ),
+    "pixart-sigma": Case(
+        "pixart-sigma",
+        diffusers.DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02),
+        PixArtSigma,
+        configs.PixArtSigmaConfig,
+        {"max_sequence_length": 16},
+        DpmSolverPlusPlus2M(OdeConfig(steps=5)),
+        {
+            "num_inference_steps": 5,
             "use_resolution_binning": False,
             "clean_caption": False,
             "max_sequence_length": 16,

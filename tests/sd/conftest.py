@@ -156,7 +156,7 @@ def pipeline(family: str, scheduler: Any) -> Any:
             scheduler=scheduler,
             add_watermarker=False,
         )
-    if family == "pixart":
+    if family.startswith("pixart"):
         transformer = diffusers.PixArtTransformer2DModel(
             sample_size=8,
             num_layers=2,
@@ -175,11 +175,12 @@ def pipeline(family: str, scheduler: Any) -> Any:
             norm_eps=1e-6,
             use_additional_conditions=False,
         )
-        return diffusers.PixArtAlphaPipeline(
+        sigma = family == "pixart-sigma"
+        return (diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline)(
             tokenizer=tokenizer(),
             text_encoder=t5(),
             transformer=transformer.eval(),
-            vae=kl_vae(0.18215),
+            vae=kl_vae(0.13025 if sigma else 0.18215),
             scheduler=scheduler,
         )
     if family == "sd3":

@@ -16,10 +16,11 @@ from sd.cases import CASES, PROMPTS, SEEDS, make
 from t2ialign import LoraConfig, UsageError, seeding
 from t2ialign.lora.adapter import Adapter
 from t2ialign.lora.file import write_lora
+from t2ialign.testing import check_backend
 from t2ialign_sd import config as configs
 from t2ialign_sd.flux import Flux
 from t2ialign_sd.hyper_sd import HyperSd
-from t2ialign_sd.pixart import PixArtDmd
+from t2ialign_sd.pixart import PixArt, PixArtDmd
 
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -100,7 +101,7 @@ def test_lora_file_gives_the_tuned_images(name, build, shared, tmp_path):
     assert (fresh.generate(conditioning, SEEDS, case.sampler) - tuned).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if CASES[name].backend is not PixArtDmd])
+@pytest.mark.parametrize("name", [name for name in CASES if not issubclass(CASES[name].backend, PixArt)])
 def test_kohya_names_give_the_tuned_images(name, build, shared, tmp_path):
     case, backend = CASES[name], make(CASES[name], build)
     conditioning = shared(name).encode(PROMPTS)
@@ -113,6 +114,11 @@ def test_kohya_names_give_the_tuned_images(name, build, shared, tmp_path):
     fresh = make(case, build)
     fresh.load_lora(tmp_path)
     assert (fresh.generate(conditioning, SEEDS, case.sampler) - tuned).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["pixart-sigma"])
+def test_it_keeps_the_contract_of_backends(name, build):
+    check_backend(make(CASES[name], build), PROMPTS, differentiable=True)
 
 
 @pytest.mark.parametrize("name", ["sd15-ddim", "sd-turbo", "sdxl", "pixart-dmd", "sd3", "flux-dev"])

@@ -25,6 +25,7 @@ class CardCalls:
     if TYPE_CHECKING:
         config: Any
         info: BackendInfo
+        pipeline_names: ClassVar[tuple[str, ...]]
         trained_component: ClassVar[str]
 
     snippet_lora: ClassVar[str] = 'pipe.load_lora_weights(".")  # the folder of this file'
@@ -76,7 +77,7 @@ class CardCalls:
 
     def snippet_pipeline(self) -> str:
         """First lines of the snippet: the pipeline, which needs no t2ialign."""
-        reference = self.config.checkpoint
+        reference, name = self.config.checkpoint, self.info.pipeline or self.pipeline_names[0]
         imports, source = "import torch", repr(reference)
         if reference.startswith("pkg:"):
             package, _, inner = reference.removeprefix("pkg:").partition("/")
@@ -84,9 +85,9 @@ class CardCalls:
             source = f'importlib.resources.files("{package}") / "{inner}"'
         return f"""\
 {imports}
-from diffusers import {self.info.pipeline}
+from diffusers import {name}
 
-pipe = {self.info.pipeline}.from_pretrained({source}{self.snippet_edition}, dtype=torch.{self.config.dtype})"""
+pipe = {name}.from_pretrained({source}{self.snippet_edition}, dtype=torch.{self.config.dtype})"""
 
     @property
     def snippet_edition(self) -> str:

@@ -46,7 +46,10 @@ class TextComponents:
         return self._pipeline
 
     def _drop(self) -> None:
+        was_loaded = self._pipeline is not None
         self._pipeline = self._stack = None
+        if not was_loaded:  # all came from the cache: looking through a whole process for nothing takes long
+            return
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

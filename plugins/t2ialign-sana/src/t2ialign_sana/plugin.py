@@ -18,7 +18,7 @@ def t2ialign_backends(register: Register) -> None:
         "sana",
         "t2ialign_sana.sana:Sana",
         config=SanaConfig,
-        summary="Sana 0.6B / 1.6B: multi-step rectified flow with guidance",
+        summary="Sana 0.6B / 1.6B, SANA1.5: multi-step rectified flow with guidance",
         provides={"diffusion", "denoiser", "lora", "differentiable", "multi-step"},
     )
 

@@ -74,16 +74,9 @@ class HyperSdConfig(UnetConfig):
     network_file: str = Field("Hyper-SDXL-1step-Unet.safetensors", description="file inside network_checkpoint")
 
 
-class PixArtDmdConfig(GuidedConfig):
-    """``kind = "pixart-dmd"``."""
+class PixArtConfig(GuidedConfig):
+    """Models of the PixArt family."""
 
-    usual_steps: ClassVar[int] = 1
-    checkpoint: Checkpoint = Field(
-        "PixArt-alpha/PixArt-XL-2-1024-MS", description=f"{CHECKPOINT_TEXT} of text encoder and autoencoder"
-    )
-    network_checkpoint: Checkpoint = Field(
-        "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512", description=f"{CHECKPOINT_TEXT} of transformer and scheduler"
-    )
     max_sequence_length: int = Field(120, ge=1, description="prompt tokens kept")
 
     def text_limit(self, folder: Path) -> TextLimit:
@@ -97,6 +90,29 @@ class PixArtDmdConfig(GuidedConfig):
 
     def lora_targets(self) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class PixArtDmdConfig(PixArtConfig):
+    """``kind = "pixart-dmd"``."""
+
+    usual_steps: ClassVar[int] = 1
+    checkpoint: Checkpoint = Field(
+        "PixArt-alpha/PixArt-XL-2-1024-MS", description=f"{CHECKPOINT_TEXT} of text encoder and autoencoder"
+    )
+    network_checkpoint: Checkpoint = Field(
+        "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512", description=f"{CHECKPOINT_TEXT} of transformer and scheduler"
+    )
+
+
+class PixArtSigmaConfig(PixArtConfig):
+    """``kind = "pixart-sigma"``."""
+
+    checkpoint: Checkpoint = Field("PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", description=CHECKPOINT_TEXT)
+    guidance_scale: float = Field(4.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
+    max_sequence_length: int = Field(300, ge=1, description="prompt tokens kept")
+
+    def trainable_folder(self) -> str:
+        return "transformer"
 
 
 class Sd3Config(GuidedConfig):

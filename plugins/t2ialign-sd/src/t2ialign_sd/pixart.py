@@ -1,4 +1,4 @@
-"""PixArt-alpha DMD: a transformer distilled to one step at t = 400."""
+"""PixArt-Sigma, and PixArt-alpha DMD: a transformer distilled to one step at t = 400."""
 
 from __future__ import annotations
 
@@ -16,18 +16,96 @@ from t2ialign_diffusers.backend import LORA_FILE, quiet_libraries
 from t2ialign_diffusers.folder import check_complete, check_weights, fetch, read_json
 from t2ialign_diffusers.guided import GuidedBackend
 from t2ialign_diffusers.scheduler import vp_path
-from t2ialign_sd.config import PixArtDmdConfig
+from t2ialign_sd.config import PixArtDmdConfig, PixArtSigmaConfig
 
 
-class PixArtDmd(GuidedBackend):
+class PixArt(GuidedBackend):
+    """What the family shares: T5 text, noise predicted beside a variance that is dropped, no loader of LoRAs."""
+
+    ragged: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
+    snippet_lora = f'load_lora_file(pipe.transformer, "{LORA_FILE}")  # of the folder of this file'
+
+    def encoding(self) -> dict[str, Any]:
+        return {"max_sequence_length": self.config.max_sequence_length}
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        channels = self.component_config("transformer")["caption_channels"]
+        return {"prompt_embeds": (self.config.max_sequence_length, channels)}
+
+    def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
+        embeds, masks, _, _ = pipeline.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            device=self.device,
+            max_sequence_length=self.config.max_sequence_length,
+        )
+        return [{"prompt_embeds": embed[mask.bool()]} for embed, mask in zip(embeds, masks, strict=True)]
+
+    def network(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        output = self.trainable(
+            x.to(self.network_dtype),
+            encoder_hidden_states=tensors["prompt_embeds"].to(self.network_dtype),
+            encoder_attention_mask=tensors["prompt_attention_mask"],
+            timestep=t,
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0].float()
+        return output[:, : x.shape[1]]  # the other half is a learned variance
+
+    def load_lora(self, path: str | Path, name: str = "default") -> None:
+        """Attach with peft: the pipelines have no ``load_lora_weights``."""
+        Backend.load_lora(self, path, name)
+
+    def snippet_base_loras(self) -> str:
+        loras = [f"BaseLora(path={lora.path!r}, weight={lora.weight})" for lora in self.config.base_lora]
+        if not loras:
+            return ""
+        return (
+            "from t2ialign_diffusers.config import BaseLora\n"
+            "from t2ialign_diffusers.merging import merge_base\n\n"
+            f'merge_base(pipe.transformer, "transformer", [{", ".join(loras)}])\n'
+        )
+
+    def snippet_arguments(self, steps: int) -> dict[str, Any]:
+        """The prompt as it is, and no other size than the run's."""
+        own = {"max_sequence_length": self.config.max_sequence_length}
+        return super().snippet_arguments(steps) | own | {"clean_caption": False, "use_resolution_binning": False}
+
+
+class PixArtSigma(PixArt):
+    """PixArtSigmaPipeline (arXiv 2403.04692): a transformer without conditions on size, with longer prompts."""
+
+    Config = PixArtSigmaConfig
+    pipeline_names = ("PixArtSigmaPipeline",)
+
+    def __init__(self, config: PixArtSigmaConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        network = self.component_config("transformer")
+        side = self.latent_side(default=network["sample_size"])
+        self.info = BackendInfo(
+            family="diffusion",
+            latent_shape=(network["in_channels"], side, side),
+            image_size=(side * self.vae_factor, side * self.vae_factor),
+            base_model=config.checkpoint,
+        )
+
+    @cached_property
+    def path(self) -> VPPath:
+        return vp_path(self.scheduler)
+
+    def snippet_pipeline(self) -> str:
+        return (
+            "from t2ialign.lora.file import load_lora_file  # PixArtSigmaPipeline has no load_lora_weights\n\n"
+            + super().snippet_pipeline()
+        )
+
+
+class PixArtDmd(PixArt):
     """PixArtAlphaPipeline with the transformer of a DMD student (arXiv 2311.18828), T5 text; variance dropped."""
 
     Config = PixArtDmdConfig
     pipeline_names = ("PixArtAlphaPipeline",)
-    ragged: ClassVar = {"prompt_embeds": "prompt_attention_mask"}
-
     weightless = ("transformer",)
-    snippet_lora = f'load_lora_file(pipe.transformer, "{LORA_FILE}")  # of the folder of this file'
 
     def __init__(self, config: PixArtDmdConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
@@ -72,50 +150,9 @@ class PixArtDmd(GuidedBackend):
         check_complete(transformer, self.network_folder / "transformer", "backend.network_checkpoint")
         return {"transformer": transformer, "scheduler": self.scheduler}
 
-    def encoding(self) -> dict[str, Any]:
-        return {"max_sequence_length": self.config.max_sequence_length}
-
     @property
     def network_settings(self) -> Path:
         return self.network_folder / "transformer"
-
-    def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        channels = self.component_config("transformer")["caption_channels"]
-        return {"prompt_embeds": (self.config.max_sequence_length, channels)}
-
-    def encode_batch(self, pipeline: Any, prompts: list[str]) -> list[Row]:
-        embeds, masks, _, _ = pipeline.encode_prompt(
-            prompts,
-            do_classifier_free_guidance=False,
-            device=self.device,
-            max_sequence_length=self.config.max_sequence_length,
-        )
-        return [{"prompt_embeds": embed[mask.bool()]} for embed, mask in zip(embeds, masks, strict=True)]
-
-    def network(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        output = self.trainable(
-            x.to(self.network_dtype),
-            encoder_hidden_states=tensors["prompt_embeds"].to(self.network_dtype),
-            encoder_attention_mask=tensors["prompt_attention_mask"],
-            timestep=t,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-            return_dict=False,
-        )[0].float()
-        return output[:, : x.shape[1]]  # the other half is a learned variance
-
-    def load_lora(self, path: str | Path, name: str = "default") -> None:
-        """Attach with peft: PixArtAlphaPipeline has no ``load_lora_weights``."""
-        Backend.load_lora(self, path, name)
-
-    def snippet_base_loras(self) -> str:
-        loras = [f"BaseLora(path={lora.path!r}, weight={lora.weight})" for lora in self.config.base_lora]
-        if not loras:
-            return ""
-        return (
-            "from t2ialign_diffusers.config import BaseLora\n"
-            "from t2ialign_diffusers.merging import merge_base\n\n"
-            f'merge_base(pipe.transformer, "transformer", [{", ".join(loras)}])\n'
-        )
 
     def snippet_pipeline(self) -> str:
         student = self.config.network_checkpoint
@@ -133,4 +170,4 @@ pipe = PixArtAlphaPipeline.from_pretrained(
 pipe.to(dtype=torch.{self.config.dtype})"""
 
     def snippet_arguments(self, steps: int) -> dict[str, Any]:
-        return super().snippet_arguments(steps) | {"timesteps": [400], "use_resolution_binning": False}
+        return super().snippet_arguments(steps) | {"timesteps": [400]}

@@ -37,6 +37,7 @@ BACKENDS: list[tuple[str, str, type[GuidedConfig], str, set[str]]] = [
         "PixArt-alpha DMD: a transformer distilled to one step",
         {"one-step", "few-step"},
     ),
+    ("pixart-sigma", "pixart:PixArtSigma", config.PixArtSigmaConfig, "PixArt-Sigma", {"multi-step"}),
     ("sd3", "sd3:StableDiffusion3", config.Sd3Config, "Stable Diffusion 3 / 3.5", {"multi-step"}),
     (
         "flux",

@@ -11,6 +11,6 @@ def t2ialign_backends(register: Register) -> None:
         "z-image",
         "t2ialign_zimage.backend:ZImage",
         config=ZImageConfig,
-        summary="Z-Image Turbo 6B: rectified flow in about 8 steps",
+        summary="Z-Image 6B: Turbo in about 8 steps, or the base model",
         provides={"diffusion", "denoiser", "lora", "differentiable", "multi-step"},
     )
