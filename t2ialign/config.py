@@ -236,7 +236,19 @@ class RunConfig(Config):
     out: str = Field("runs", min_length=1, description="the run directory is made inside it")
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     micro_batch: int = Field(64, ge=1, description="images per forward pass; changes memory and speed, never results")
-    checkpoint_every: int = Field(10, ge=1, description="steps between checkpoints")
+    matmul_precision: Literal["highest", "high", "medium"] | None = Field(
+        None,
+        description="float32 products on the device: 'highest' in float32, its convolutions too; 'high' may take TF32,"
+        " 'medium' bfloat16 inside; default: torch's own setting",
+    )
+    deterministic: bool = Field(
+        False,
+        description="take the form of every operation that repeats its result to the bit, at the price of speed; those"
+        " without one are named in a warning",
+    )
+    checkpoint_every: int = Field(
+        10, ge=0, description="steps between checkpoints; the last step always has one, and 0 saves no other"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints to keep")
     keep: Literal["last", "best"] = Field(
         "last",

@@ -18,7 +18,7 @@ from t2ialign.lora.adapter import Adapter, move_adapters
 from t2ialign.lora.file import attach
 from t2ialign.parts.backend import Backend
 from t2ialign.parts.sampler import Sampler
-from t2ialign.problem import checks
+from t2ialign.problem import checks, numerics
 from t2ialign.problem.mix import MixedReward, RewardMix
 from t2ialign.problem.rollout import Rollout, draw, joined
 from t2ialign.spec.model import Chosen, Spec
@@ -247,6 +247,7 @@ def assemble(
     Raises:
         UsageError: a checkpoint or a LoRA target is not usable.
     """
+    numerics.apply(spec.run)
     device = distributed.device(spec.run.device)
     report(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
     for part in (spec.backend, spec.sampler, spec.optimizer, *spec.rewards):

@@ -306,7 +306,7 @@ class _Loop:
             if (peak := peak_memory(self.problem.device)) is not None:
                 timing["peak_memory_mb"] = peak
             self.run_dir.log(done, metrics, timing)
-        if last or done % self.spec.run.checkpoint_every == 0:
+        if last or (self.spec.run.checkpoint_every and done % self.spec.run.checkpoint_every == 0):
             self._checkpoint(done)
 
     def _checkpoint(self, done: int) -> None:

@@ -79,15 +79,33 @@ def test_hooks_on_inner_layers_are_called(graphs):
     assert len(seen) == len(graphs) == 1
 
 
-def test_outputs_that_the_next_call_may_overwrite_are_copied(monkeypatch):
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_outputs_that_the_next_call_may_overwrite_are_copied(monkeypatch, mode):
     """What a CUDA graph does to its outputs: every call gives the same memory."""
     memory = torch.empty(3, 8)
     monkeypatch.setattr(torch, "compile", lambda forward, **options: lambda x: (memory.copy_(forward(x)[0]),))
-    module = compiled("reduce-overhead")
+    module = compiled(mode)
     x = torch.randn(3, 8)
     first = module(x)[0]
     module(-x)
     assert torch.equal(first, Stack()(x)[0])
+
+
+def test_more_than_one_graph_is_an_error_where_one_is_asked_for(graphs):
+    class Broken(Stack):
+        def forward(self, x: Tensor) -> tuple[Tensor]:
+            torch._dynamo.graph_break()
+            return super().forward(x)
+
+    x = torch.randn(3, 8)
+    module = Broken()
+    compile_forward(module, "default")
+    assert torch.equal(module(x)[0], Stack()(x)[0])
+    torch.compiler.reset()  # what is compiled is kept by code, whatever was asked for
+    module = Broken()
+    compile_forward(module, "default", fullgraph=True)
+    with pytest.raises(UsageError, match=r"backend\.compile_fullgraph: Broken cannot be compiled as one graph"):
+        module(x)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -130,6 +148,8 @@ def world(tmp_path, *overrides):
 def test_offloaded_weights_are_refused(tmp_path):
     with pytest.raises(SpecError, match="compiled code keeps its weights in place: set offload = 'none'"):
         world(tmp_path, "backend.compile='default'", "backend.offload='model'")
+    with pytest.raises(SpecError, match="compile_fullgraph: nothing is compiled"):
+        world(tmp_path, "backend.compile_fullgraph=true")
 
 
 @torch.no_grad()

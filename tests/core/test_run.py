@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 
 from t2ialign.errors import PartError, RewardError, UsageError
 from t2ialign.evaluation.evaluate import items
+from t2ialign.problem import numerics
 from t2ialign.problem.problem import assemble
 from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
+from t2ialign.testing import toy
 
 QUIET = Display(quiet=True)
 
@@ -56,6 +58,35 @@ def test_the_resolved_spec_repeats_the_run(toy_spec, tmp_path):
     second = runner.start(specs.load(first.path / "spec.toml"), QUIET)
     assert second.path != first.path
     assert delivered(second.path) == delivered(first.path)
+
+
+def test_only_the_end_is_saved_where_checkpoints_are_none(toy_spec):
+    spec = specs.load(toy_spec(), ["run.checkpoint_every=0", "run.keep_checkpoints=9"])
+    run = runner.start(spec, QUIET)
+    assert [folder.name for folder in (run.path / "checkpoints").iterdir()] == ["step-000004"]
+
+
+def test_how_float32_is_computed_holds_for_the_runs_that_ask_for_it(toy_spec, monkeypatch):
+    seen = []
+
+    def look(*args):
+        seen.append(
+            (
+                torch.get_float32_matmul_precision(),
+                torch.backends.cudnn.allow_tf32,
+                torch.are_deterministic_algorithms_enabled(),
+            )
+        )
+        return step(*args)
+
+    step = toy.RandomSearch.step
+    monkeypatch.setattr(toy.RandomSearch, "step", look)
+    monkeypatch.setenv(numerics.CUBLAS, ":16:8")
+    before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, False)
+    asked = (["run.matmul_precision='high'", "run.deterministic=true"], ["run.matmul_precision='highest'"], [])
+    for number, overrides in enumerate(asked):
+        runner.start(specs.load(toy_spec(), [*overrides, f"run.name=r{number}", "run.steps=1"]), QUIET)
+    assert seen == [("high", True, True), ("highest", False, False), before]
 
 
 def test_the_seed_decides(toy_spec):

@@ -53,6 +53,23 @@ def test_flags_arrive_in_every_form():
     assert (spec["prompts"]["per_step"], spec["prompts"]["images_per_prompt"]) == (6, 2)
 
 
+def test_numerics_compilation_and_guidance_arrive():
+    sana = tomllib.loads(
+        spec_text(
+            "main.py --backend sana_one_step --torch_compile --compile_fullgraph true --deterministic 1 --save_every 0"
+            " --matmul_precision highest --sana_encode_bs 2"
+        )
+    )
+    assert (sana["backend"]["compile"], sana["backend"]["compile_fullgraph"]) == ("max-autotune", True)
+    assert sana["backend"]["text_micro_batch"] == 2
+    run = sana["run"]
+    assert (run["matmul_precision"], run["deterministic"], run["checkpoint_every"]) == ("highest", True, 0)
+    infinity = tomllib.loads(spec_text("main.py --inf_cfg_insertion_layer -5 --compile_mode default"))
+    assert (infinity["backend"]["cfg_insertion_layer"], infinity["backend"]["text_micro_batch"]) == (-5, 16)
+    assert "compile" not in infinity["backend"]
+    assert "compile" not in tomllib.loads(spec_text("main.py --backend sana_one_step"))["backend"]
+
+
 def test_what_differs_is_a_comment():
     text = spec_text(
         "main.py --backend sana_one_step --promptnorm true --tf32 true --sana_lora_dropout 0.1 --inf_top_k 3"
@@ -78,6 +95,8 @@ def test_what_differs_is_a_comment():
         ("main.py --inf_cfg_list 3,x", "comma-separated"),
         ("main.py --w_pick 0", "nothing would be optimised"),
         ("main.py --backend zimage --zimage_width 512", "square"),
+        ("main.py --inf_cfg_insertion_layer 1", "guides nothing there"),
+        ("main.py --compile_mode fastest", "--compile_mode is one of default, reduce-overhead, max-autotune"),
     ],
 )
 def test_mistakes_are_named(command, message):

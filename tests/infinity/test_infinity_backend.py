@@ -54,17 +54,48 @@ def test_a_batch_of_eight_is_eight_singles(config: Any, guidance: float | list[f
     assert not torch.allclose(images[0], images[4])  # one prompt, two seeds
 
 
-def test_cached_sampling_equals_uncached(backend: InfinityBackend) -> None:
+@pytest.mark.parametrize("insertion", [0, -1, -2])
+def test_cached_sampling_equals_uncached(backend: InfinityBackend, insertion: int) -> None:
+    guidance = [1.0, *[3.0] * (len(backend.guidance) - 1)]
     conditioning = backend.encode(PROMPTS)
     text = conditioning.tensors["text"], conditioning.tensors["text_mask"]
     choose = DrawBits(backend.noise([0, 1, 2, 3]), backend.quantiser.tokens, 0, 0.97)
     maps = [
         sample_features(
-            backend.transformer, backend.quantiser, backend.rotation, text, backend.guidance, backend.tau, choose, how
+            backend.transformer,
+            backend.quantiser,
+            backend.rotation,
+            text,
+            guidance,
+            backend.tau,
+            choose,
+            how,
+            insertion,
         )
         for how in (with_cache, without_cache)
     ]
     torch.testing.assert_close(*maps, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_guidance_of_hidden_states_reaches_both_halves(config: Any) -> None:
+    """Behind the second block from the end, and not where the strength is 1."""
+    backend = InfinityBackend(config(guidance_scale=[1.0, 3.0], cfg_insertion_layer=-2))
+    blocks, seen = backend.transformer.blocks, []
+    handles = [
+        blocks[-2].register_forward_hook(lambda block, inputs, output: seen.append(output)),
+        blocks[-1].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0])),
+    ]
+    images = backend.generate(backend.encode(PROMPTS[:1]), [3])
+    for handle in handles:
+        handle.remove()
+    (before, after), (conditional, unconditional) = seen[:2], seen[2].chunk(2)
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(seen[3], (3 * conditional - 2 * unconditional).repeat(2, 1, 1), rtol=1e-4, atol=1e-4)
+    other = InfinityBackend(config(guidance_scale=[1.0, 3.0]))
+    assert not torch.allclose(images, other.generate(other.encode(PROMPTS[:1]), [3]))
+    with pytest.raises(UsageError, match="cfg_insertion_layer = -99: the model has"):
+        InfinityBackend(config(cfg_insertion_layer=-99))
 
 
 def test_greedy_needs_no_seed(config: Any) -> None:

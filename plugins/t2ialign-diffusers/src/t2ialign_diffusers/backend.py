@@ -71,7 +71,6 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
     load_options: ClassVar[dict[str, Any]] = {}
     row_names: ClassVar[tuple[str, ...]] = ("prompt_embeds",)
     ragged: ClassVar[dict[str, str]] = {}
-    encode_micro_batch: ClassVar[int] = 8
     has_outline: ClassVar[bool] = True
 
     def __init__(self, config: DiffusersConfig, device: torch.device | str = "cpu") -> None:
@@ -125,7 +124,8 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
         if self.config.compile != "none" and not self.is_outline:
             networks = [] if self.config.compile == "decoder" else [parts["network"]]
             for module in (*networks, pipeline.vae.decoder):  # the decoder, for nobody calls the autoencoder
-                compile_forward(module, "default" if self.config.compile == "decoder" else self.config.compile)
+                mode = "default" if self.config.compile == "decoder" else self.config.compile
+                compile_forward(module, mode, self.config.compile_fullgraph)
         return pipeline
 
     def _loaded(self, dtypes: dict[str, str]) -> Any:
@@ -258,7 +258,7 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
 
     @torch.no_grad()
     def _encode_missing(self, prompts: list[str]) -> Iterator[Row]:
-        for part in split(len(prompts), self.encode_micro_batch):
+        for part in split(len(prompts), self.config.text_micro_batch):
             with quiet_libraries():
                 rows = self.encode_batch(self.text.pipeline, prompts[part])
             yield from rows

@@ -130,10 +130,17 @@ class DiffusersConfig(BackendConfig):
     quantization: QuantizationConfig | None = Field(
         None, description="fewer bits for the network's linear layers; the LoRA stays float32"
     )
-    compile: Literal["none", "decoder", "default", "reduce-overhead"] = Field(
+    compile: Literal["none", "decoder", "default", "reduce-overhead", "max-autotune"] = Field(
         "none",
         description="torch.compile for the decoder, or for the network, too ('default'); 'reduce-overhead' adds CUDA"
-        " graphs; the first batches of a run take minutes, and images differ by rounding",
+        " graphs, 'max-autotune' a search for the fastest kernels as well; the first batches of a run take minutes, and"
+        " images differ by rounding",
+    )
+    compile_fullgraph: bool = Field(
+        False, description="end the run where a network cannot be compiled as one graph, instead of compiling its parts"
+    )
+    text_micro_batch: int = Field(
+        8, ge=1, description="prompts that the text encoders take at once; their memory and speed alone"
     )
     image_size: int | None = Field(
         None, ge=1, description="pixels per side, a multiple of the autoencoder's factor; default: as trained"
@@ -163,6 +170,8 @@ class DiffusersConfig(BackendConfig):
 
     @model_validator(mode="after")
     def _compilable(self) -> DiffusersConfig:
+        if self.compile_fullgraph and self.compile == "none":
+            raise ValueError("compile_fullgraph: nothing is compiled; set compile, or leave it out")
         if self.compile != "none" and self.offload != "none":
             raise ValueError("compiled code keeps its weights in place: set offload = 'none', or compile = 'none'")
         return self

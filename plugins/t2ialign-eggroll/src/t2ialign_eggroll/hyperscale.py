@@ -20,6 +20,7 @@ NAME_CHOICES = {
     "backend": BACKENDS,
     "inf_variant": tuple(VARIANTS),
     "matmul_precision": ("high", "highest"),
+    "compile_mode": ("default", "reduce-overhead", "max-autotune"),
     "sana_dtype_latents": ("float16", "bfloat16"),
 }
 
@@ -36,6 +37,7 @@ def spec_text(command: str) -> str:
     given = parse(command)
     value: dict[str, Any] = {name: given.get(name, flag.default) for name, flag in FLAGS.items()}
     tables = {"run": _run(value)} | _backend(value) | {"optimizer": _optimizer(value)}
+    tables["backend"] |= _compilation(value["backend"], given)
     lines = ["# From a command line of HyperscaleES_T2I.", *_comments(given, value["backend"])]
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {_toml(entry)}" for key, entry in table.items())]
@@ -117,9 +119,21 @@ def _run(value: dict[str, Any]) -> dict[str, Any]:
         "out": value["save_root"],
         "device": value["device"],
         "micro_batch": batch.get(backend) or 16,
-        "checkpoint_every": value["save_every"] or value["num_epochs"],
+        "checkpoint_every": value["save_every"],
+        "matmul_precision": value["matmul_precision"],
     }
-    return run | ({"trackers": ["wandb"]} if value["wandb_project"] != FLAGS["wandb_project"].default else {})
+    further = {"deterministic": value["deterministic"]}
+    further["trackers"] = ["wandb"] if value["wandb_project"] != FLAGS["wandb_project"].default else []
+    return run | {key: entry for key, entry in further.items() if entry}
+
+
+def _compilation(backend: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a network that compiles, which it does where the command line speaks of it."""
+    flag = {"zimage": "zimage_compile_transformer", "sana_one_step": "torch_compile", "sana_pipeline": "torch_compile"}
+    if not given.get(flag.get(backend, ""), False):
+        return {}
+    table = {"compile": given.get("compile_mode", "default" if backend == "zimage" else "max-autotune")}
+    return table | ({"compile_fullgraph": True} if given.get("compile_fullgraph") else {})
 
 
 def _backend(value: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -151,6 +165,7 @@ def _sana(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "image_size": 32 * _square(value, "sana_width_latent", "sana_height_latent") if one_step else 1024,
         "guidance_scale": value["sana_guidance_scale"],
         "complex_human_instruction": False,
+        "text_micro_batch": value["sana_encode_bs"],
     }
     return table, {"kind": "one-step"} if one_step else {"kind": "scm", "steps": 2}
 
@@ -181,8 +196,6 @@ def _zimage(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         folder, _, file = path.rpartition("/")
         table["network_checkpoint"] = (folder or ".") if path else value["zimage_gguf_repo_id"]
         table["network_file"] = file or value["zimage_gguf_filename"]
-    if value["zimage_compile_transformer"]:
-        table["compile"] = "default"
     if value["zimage_use_vae_lora"]:
         table["lora_decoder"] = True
     return table, {"kind": "euler", "steps": value["zimage_steps"]}
@@ -190,6 +203,10 @@ def _zimage(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _infinity(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     variant, resolution = VARIANTS[value["inf_variant"]]
+    if value["inf_cfg_insertion_layer"] > 0:
+        raise UsageError(
+            "--inf_cfg_insertion_layer above 0, on probabilities, guides nothing there: give --inf_cfg_list 1 for that"
+        )
     return {
         "kind": "infinity",
         "checkpoint": "FoundationVision/Infinity",
@@ -197,8 +214,10 @@ def _infinity(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "resolution": resolution,
         "dtype": "bfloat16" if value["inf_bf16"] else "float32",
         "text_encoder": value["inf_text_encoder_ckpt"],
+        "text_micro_batch": value["inf_encode_bs"],
         "aspect_ratio": value["inf_h_div_w_template"],
         "guidance_scale": _numbers("inf_cfg_list", value["inf_cfg_list"]),
+        "cfg_insertion_layer": value["inf_cfg_insertion_layer"],
         "tau": _numbers("inf_tau_list", value["inf_tau_list"]),
         "top_k": int(value["inf_top_k"] == 1),
         "top_p": value["inf_top_p"],

@@ -25,7 +25,6 @@ class Flag:
     changes: bool = False
 
 
-MEMORY = "memory and speed alone"
 CACHE = "texts are encoded before the first step and cached by content; their .pt caches are not read"
 LAYERS = "backend.lora.targets"
 DROPOUT = "members are scored without dropout, as images are drawn; above 0 it would add noise to scores"
@@ -39,7 +38,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "run_name": Flag("", "run.name"),
     "save_root": Flag("es_runs_unified", "run.out"),
-    "save_every": Flag(10, "run.checkpoint_every", "0 meant only at the end; here the last step is always saved"),
+    "save_every": Flag(10, "run.checkpoint_every"),
     "num_epochs": Flag(1000, "run.steps"),
     # the strategy
     "pop_size": Flag(8, "optimizer.population"),
@@ -63,13 +62,22 @@ FLAGS: dict[str, Flag] = {
     "w_noart": Flag(0.0, "[[reward]] no-artifacts"),
     "w_pick": Flag(1.0, "[[reward]] pickscore"),
     # numerics
-    "tf32": Flag(False, "", "torch's own setting is left alone; rounding alone", True),
-    "matmul_precision": Flag("high", "", "torch's own setting is left alone; rounding alone", True),
-    "deterministic": Flag(False, "", "torch's own setting is left alone; rounding alone", True),
-    "cudnn_benchmark": Flag(False, "", "torch's own setting is left alone; rounding alone", True),
-    "torch_compile": Flag(True, "backend.compile", "of Sana and Z-Image; their compilation mostly never happened"),
-    "compile_mode": Flag("max-autotune", "backend.compile", "'default' or 'reduce-overhead'"),
-    "compile_fullgraph": Flag(True, "", "graphs may break; results are the same"),
+    "tf32": Flag(
+        False,
+        "run.matmul_precision",
+        "matmul_precision decides for products, there too, and for convolutions as well: TF32 unless it is 'highest'",
+        True,
+    ),
+    "matmul_precision": Flag("high", "run.matmul_precision"),
+    "deterministic": Flag(
+        False, "run.deterministic", "of every operation; VAR has it on there whatever is given", True
+    ),
+    "cudnn_benchmark": Flag(False, "", "torch's own setting is left alone; rounding and speed alone", True),
+    "torch_compile": Flag(
+        True, "backend.compile", "of Sana and only where it is given: theirs mostly never happened, and takes minutes"
+    ),
+    "compile_mode": Flag("max-autotune", "backend.compile", "where compilation is asked for"),
+    "compile_fullgraph": Flag(True, "backend.compile_fullgraph", "where compilation is asked for"),
     # images
     "prompts_per_gen": Flag(4, "prompts.per_step"),
     "batches_per_gen": Flag(4, "prompts.images_per_prompt"),
@@ -88,7 +96,7 @@ FLAGS: dict[str, Flag] = {
     "sana_lora_targets": Flag("to_q,to_k,to_v,to_out.0,linear_1,linear_2,proj_out,linear", LAYERS),
     "sana_prompts_txt": Flag("prompts_train_v3.txt", "prompts.file"),
     "sana_auto_encode": Flag(False, "", CACHE),
-    "sana_encode_bs": Flag(8, "", f"batch of the text encoder: {MEMORY}"),
+    "sana_encode_bs": Flag(8, "backend.text_micro_batch"),
     # VAR
     "var_depth": Flag(16, "backend.depth"),
     "var_ckpt_dir": Flag("checkpoints_var", "backend.checkpoint"),
@@ -116,7 +124,9 @@ FLAGS: dict[str, Flag] = {
     "zimage_guidance_scale": Flag(0.0, "backend.guidance_scale"),
     "zimage_micro_batch": Flag(1, "run.micro_batch"),
     "zimage_dtype": Flag("bfloat16", "backend.dtype"),
-    "zimage_attention_backend": Flag("flash", "", "diffusers' default kernel; rounding alone", True),
+    "zimage_attention_backend": Flag(
+        "flash", "", "torch's attention, which takes its flash kernel where that fits; rounding alone", True
+    ),
     "zimage_compile_transformer": Flag(False, "backend.compile"),
     "zimage_use_gguf": Flag(False, "backend.network_file"),
     "zimage_gguf_repo_id": Flag("jayn7/Z-Image-Turbo-GGUF", "backend.network_checkpoint"),
@@ -150,12 +160,12 @@ FLAGS: dict[str, Flag] = {
     "inf_guidance_scale": Flag(3.0, "", "never read there; inf_cfg_list acts"),
     "inf_prompts_txt": Flag("untitled1.txt", "prompts.file"),
     "inf_auto_encode": Flag(True, "", CACHE),
-    "inf_encode_bs": Flag(16, "", f"batch of the text encoder: {MEMORY}"),
+    "inf_encode_bs": Flag(16, "backend.text_micro_batch"),
     "inf_drop_text_encoder_after_encode": Flag(True, "", "always"),
     "inf_cfg_list": Flag("3", "backend.guidance_scale"),
     "inf_tau_list": Flag("1", "backend.tau"),
-    "inf_cfg_insertion_layer": Flag(0, "", "guidance acts on the logits, which is 0; others are not here", True),
-    "inf_sampling_per_bits": Flag(1, "", "one draw per bit, which is 1; others are not here", True),
+    "inf_cfg_insertion_layer": Flag(0, "backend.cfg_insertion_layer"),
+    "inf_sampling_per_bits": Flag(1, "", "the model never reads it"),
     "inf_enable_positive_prompt": Flag(0, "backend.positive_prompt"),
     "inf_top_k": Flag(900, "backend.top_k", "a bit has two values, so 900 keeps both, which is 0 here; 1 is greedy"),
     "inf_top_p": Flag(0.97, "backend.top_p"),

@@ -14,7 +14,7 @@ from t2ialign_infinity import ladders
 from t2ialign_infinity.bits import BitQuantiser
 from t2ialign_infinity.config import InfinityConfig
 from t2ialign_infinity.rope import rotation
-from t2ialign_infinity.sampling import DrawBits, sample_features
+from t2ialign_infinity.sampling import Choose, DrawBits, sample_features
 from t2ialign_infinity.text import PackedText, TextEncoder, flatter
 from t2ialign_infinity.transformer import InfinityTransformer
 from t2ialign_infinity.vae import BitVAE, wrapped_names
@@ -65,6 +65,10 @@ class InfinityBackend(Backend):
         self.rotation = rotation(full[:count], full[-1], transformer["width"] // transformer["heads"]).to(self.device)
         self.guidance = per_scale(config.guidance_scale, count)
         self.tau = per_scale(config.tau or variant.tau, count)
+        if -config.cfg_insertion_layer > (depth := transformer["depth"]):
+            raise UsageError(
+                f"backend.cfg_insertion_layer = {config.cfg_insertion_layer}: the model has {depth} blocks"
+            )
         height, width = (side * 2 ** (len(vae["ch_mult"]) - 1) for side in self.quantiser.grid(-1))
         self.info = BackendInfo(
             family="autoregressive",
@@ -100,7 +104,8 @@ class InfinityBackend(Backend):
         config = self.config
         texts = [flatter(prompt) if config.positive_prompt else prompt for prompt in prompts]
         length = self.sizes["transformer"]["text_length"]
-        return TextEncoder(config.text_encoder, config.text_dtype, length, self.device).encode(prompts, texts)
+        encoder = TextEncoder(config.text_encoder, config.text_dtype, length, self.device, config.text_micro_batch)
+        return encoder.encode(prompts, texts)
 
     @torch.no_grad()
     def generate(
@@ -121,10 +126,7 @@ class InfinityBackend(Backend):
         noise = self.noise(seeds) if noise is None else noise
         choose = DrawBits(noise, self.quantiser.tokens, self.config.top_k, self.config.top_p)
         text = self._text(conditioning)
-        features = sample_features(
-            self.transformer, self.quantiser, self.rotation, text, self.guidance, self.tau, choose
-        )
-        return self.vae.decode(features)
+        return self.vae.decode(self._features(text, self.guidance, choose))
 
     @torch.no_grad()
     def draw_tokens(
@@ -139,8 +141,13 @@ class InfinityBackend(Backend):
 
         guidance = [1.0] * len(self.guidance) if plain else self.guidance
         text = self._text(conditioning)
-        features = sample_features(self.transformer, self.quantiser, self.rotation, text, guidance, self.tau, choose)
-        return self.vae.decode(features), torch.cat(drawn, dim=1)
+        return self.vae.decode(self._features(text, guidance, choose)), torch.cat(drawn, dim=1)
+
+    def _features(self, text: tuple[Tensor, Tensor], guidance: Sequence[float], choose: Choose) -> Tensor:
+        insertion = self.config.cfg_insertion_layer
+        return sample_features(
+            self.transformer, self.quantiser, self.rotation, text, guidance, self.tau, choose, insertion=insertion
+        )
 
     def log_prob(self, conditioning: Conditioning, tokens: Tensor) -> Tensor:
         with torch.no_grad():

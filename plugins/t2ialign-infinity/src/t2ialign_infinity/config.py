@@ -34,12 +34,20 @@ class InfinityConfig(BackendConfig):
         "google/flan-t5-xl", description="hub id or folder of the T5 encoder and its tokenizer"
     )
     text_dtype: Dtype = Field("bfloat16", description="dtype of the text encoder")
+    text_micro_batch: int = Field(
+        8, ge=1, description="prompts that the text encoder takes at once; its memory and speed alone"
+    )
     resolution: Literal["0.06M", "0.25M", "0.60M", "1M"] | None = Field(
         None, description="pixel budget (256, 512, 768 or 1024 px squared); default: the variant's"
     )
     aspect_ratio: float = Field(1.0, gt=0, description="height / width; the nearest trained one is used")
     guidance_scale: Guidance | Annotated[list[Guidance], Field(min_length=1)] = Field(
         3.0, description="classifier-free guidance: one number, or one per scale (the last one goes on); 1 = none"
+    )
+    cfg_insertion_layer: int = Field(
+        0,
+        le=0,
+        description="where guidance acts: 0 on the logits, -n on the hidden states after the n-th block from the end",
     )
     tau: Temperature | Annotated[list[Temperature], Field(min_length=1)] | None = Field(
         None, description="temperature: one number, or one per scale; default: the variant's (2b: 0.5, others: 1)"

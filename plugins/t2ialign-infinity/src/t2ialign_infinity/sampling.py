@@ -18,6 +18,8 @@ from t2ialign_var.sampling import draw, keep_likely
 Choose = Callable[[int, Tensor], Tensor]
 #: (scale, its embedded tokens (R, h w, D)) -> logits (R, h w, n, 2).
 Predict = Callable[[int, Tensor], Tensor]
+#: (layer, c (L,)): guidance of every token behind one block, see ``InfinityTransformer.predict``.
+Inside = tuple[int, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,30 @@ class DrawBits:
         return draw(keep_likely(logits, self.top_k, self.top_p), own)
 
 
-def with_cache(transformer: InfinityTransformer, context: TextContext, rotation: Tensor, tokens: list[int]) -> Predict:
+def with_cache(
+    transformer: InfinityTransformer,
+    context: TextContext,
+    rotation: Tensor,
+    tokens: list[int],
+    inside: Inside | None = None,
+) -> Predict:
     """Each scale is computed once; keys and values of the coarser ones are kept."""
     cache = KeyValueCache(transformer.depth, sum(tokens))
 
     def predict(scale: int, x: Tensor) -> Tensor:
-        start = sum(tokens[:scale])
-        return transformer.predict(x, context, rotation[start : start + tokens[scale]], cache=cache)
+        own = slice(sum(tokens[:scale]), sum(tokens[: scale + 1]))
+        guidance = inside and (inside[0], inside[1][own])
+        return transformer.predict(x, context, rotation[own], cache=cache, guidance=guidance)
 
     return predict
 
 
 def without_cache(
-    transformer: InfinityTransformer, context: TextContext, rotation: Tensor, tokens: list[int]
+    transformer: InfinityTransformer,
+    context: TextContext,
+    rotation: Tensor,
+    tokens: list[int],
+    inside: Inside | None = None,
 ) -> Predict:
     """All scales so far are computed again, under the mask of teacher forcing: the slow reference."""
     parts: list[Tensor] = []
@@ -60,7 +73,8 @@ def without_cache(
     def predict(scale: int, x: Tensor) -> Tensor:
         parts.append(x)
         mask = block_mask(tokens[: scale + 1], x.device)
-        logits = transformer.predict(torch.cat(parts, dim=1), context, rotation[: len(mask)], mask)
+        guidance = inside and (inside[0], inside[1][: len(mask)])
+        logits = transformer.predict(torch.cat(parts, dim=1), context, rotation[: len(mask)], mask, guidance=guidance)
         return logits[:, -tokens[scale] :]
 
     return predict
@@ -76,10 +90,11 @@ def sample_features(
     tau: Sequence[float],
     choose: Choose,
     predictor: Callable[..., Predict] = with_cache,
+    insertion: int = 0,
 ) -> Tensor:
     """Generate scale by scale.
 
-    Guidance at scale k: l = c_k l_c + (1 - c_k) l_u, on logits divided by tau_k.
+    Guidance at scale k: l = c_k l_c + (1 - c_k) l_u, on logits divided by tau_k, or on hidden states.
 
     Args:
         rotation: complex (L, hd / 2).
@@ -88,6 +103,7 @@ def sample_features(
         tau: temperature of every scale.
         choose: from a scale's logits to its bits.
         predictor: how logits are computed, ``with_cache`` or ``without_cache``.
+        insertion: 0 for guidance on the logits, -n on the hidden states behind the n-th block from the end.
 
     Returns:
         The accumulated map (B, d, H, W).
@@ -96,7 +112,11 @@ def sample_features(
     copies = 1 if all(c == 1 for c in guidance) else 2
     packed = PackedText.pack(*text, transformer.cfg_uncond if copies == 2 else None)
     context = transformer.read(packed)
-    predict = predictor(transformer, context, rotation, quantiser.tokens)
+    inside = None
+    if insertion and copies == 2:
+        counts = torch.tensor(quantiser.tokens)
+        inside = transformer.depth + insertion, torch.tensor(guidance).repeat_interleave(counts).to(text[0].device)
+    predict = predictor(transformer, context, rotation, quantiser.tokens, inside)
     accumulated = quantiser.empty(batch, text[0].device)
     for scale in range(len(quantiser.ladder)):
         if scale == 0:
@@ -106,6 +126,7 @@ def sample_features(
         logits = predict(scale, x) / tau[scale]
         if copies == 2:
             conditional, unconditional = logits.chunk(2)
-            logits = guidance[scale] * conditional + (1 - guidance[scale]) * unconditional
+            c = 1.0 if inside else guidance[scale]
+            logits = c * conditional + (1 - c) * unconditional
         accumulated = accumulated + quantiser.contribution(scale, choose(scale, logits))
     return accumulated

@@ -18,7 +18,6 @@ from t2ialign.tensors import rows
 from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
 
-MICRO_BATCH = 8
 #: What the authors append to prompts about people.
 FLATTERY = ". very smooth faces, good looking faces, face to the camera, perfect facial features"
 _PEOPLE = re.compile(
@@ -41,12 +40,14 @@ class TextEncoder:
         reference: hub id or folder.
         dtype: of the encoder.
         length: most tokens kept, the end token included.
+        micro_batch: texts that it takes at once.
     """
 
     reference: str
     dtype: str
     length: int
     device: torch.device
+    micro_batch: int = 8
 
     def encode(self, prompts: Sequence[str], texts: Sequence[str]) -> Conditioning:
         """Conditioning with "text" (B, T, C) and "text_mask" (B, T).
@@ -80,7 +81,7 @@ class TextEncoder:
         except (OSError, ValueError) as error:
             raise UsageError(f"text encoder '{self.reference}' cannot be loaded: {error}") from error
         model = model.to(self.device).eval()
-        for part in split(len(texts), MICRO_BATCH):
+        for part in split(len(texts), self.micro_batch):
             inputs = tokenizer(
                 texts[part], padding=True, truncation=True, max_length=self.length, return_tensors="pt"
             ).to(self.device)

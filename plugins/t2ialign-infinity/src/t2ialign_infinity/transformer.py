@@ -205,11 +205,21 @@ class InfinityTransformer(nn.Module):
         rotation: Tensor,
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        guidance: tuple[int, Tensor] | None = None,
     ) -> Tensor:
-        """Logits (R, n, bits, 2) float32 of embedded tokens x (R, n, D) at complex rotations (n, hd / 2)."""
+        """Logits (R, n, bits, 2) float32 of embedded tokens x (R, n, D) at complex rotations (n, hd / 2).
+
+        Args:
+            guidance: (layer, c (n,)): behind that block both halves of the rows become c x_c + (1 - c) x_u of a token;
+                where c is 1, the unconditional half stays what it is.
+        """
         modulation = self.shared_ada_lin(context.start)
         for layer, (block, keys_values) in enumerate(zip(self.blocks, context.keys_values, strict=True)):
             x = block(x, modulation, keys_values, context.mask, rotation=rotation, mask=mask, cache=cache, layer=layer)
+            if guidance is not None and layer == guidance[0]:
+                c, (conditional, unconditional) = guidance[1][:, None], x.chunk(2)
+                mixed = c * conditional + (1 - c) * unconditional
+                x = torch.cat([mixed, torch.where(c == 1, unconditional, mixed)])
         return self.head(self.head_nm(x, context.start)).float().unflatten(-1, (self.bits, 2))
 
     def forward(self, text: PackedText, inputs: Tensor, tokens: list[int], rotation: Tensor) -> Tensor:
