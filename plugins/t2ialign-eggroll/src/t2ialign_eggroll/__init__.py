@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from t2ialign_eggroll.eggroll_trainer import EGGROLLTrainer, SimpleES, VanillaESTrainer
-    from t2ialign_eggroll.trainers import ClipUp, EggrollTrainer, ESTrainer, OpenESTrainer, PGPETrainer, SNESTrainer
+    from t2ialign_eggroll.trainers import (
+        ClipUp,
+        CMAESTrainer,
+        EggrollTrainer,
+        ESTrainer,
+        OpenESTrainer,
+        PGPETrainer,
+        SNESTrainer,
+    )
 
 __all__ = [
+    "CMAESTrainer",
     "ClipUp",
     "EGGROLLTrainer",
     "ESTrainer",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from t2ialign_eggroll.trainers.adaptive import PGPETrainer, SNESTrainer
 from t2ialign_eggroll.trainers.clipup import ClipUp
+from t2ialign_eggroll.trainers.cma import CMAESTrainer
 from t2ialign_eggroll.trainers.trainer import EggrollTrainer, ESTrainer, OpenESTrainer
 
-__all__ = ["ClipUp", "ESTrainer", "EggrollTrainer", "OpenESTrainer", "PGPETrainer", "SNESTrainer"]
+__all__ = ["CMAESTrainer", "ClipUp", "ESTrainer", "EggrollTrainer", "OpenESTrainer", "PGPETrainer", "SNESTrainer"]
