@@ -7,13 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from t2ialign.bench import results
 from t2ialign.bench.folder import BenchFolder
 from t2ialign.bench.suites import Item
-from t2ialign.report.changes import Picture
 from t2ialign.report.curves import ticks
+from t2ialign.report.page import templates
+from t2ialign.report.pictures import Picture
 
 WIDTH, HEIGHT = 420, 240
 LEFT, RIGHT, TOP, BOTTOM = 56, 110, 12, 36
@@ -82,26 +81,23 @@ def _plot(reward: str, rows: Sequence[results.Row]) -> Plot:
 
 def page(folder: BenchFolder, summary: Mapping[str, Any], items: Sequence[Item], place: Mapping[str, Any]) -> str:
     """HTML that loads nothing from anywhere."""
-    templates = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("t2ialign.bench"), jinja2.PackageLoader("t2ialign.report")]),
-        autoescape=True,  # prompts and names are other people's text
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first = [item for item in items if item.image == 0]
     shown = [first[i * len(first) // min(SHOWN, len(first))] for i in range(min(SHOWN, len(first)))]
     pictures = {item.prompt: _pictures(folder, summary["variants"], item) for item in shown}
-    return templates.get_template("bench.html").render(
-        summary=summary,
-        plots=plots(summary),
-        main=results.main_table(summary),
-        over=results.category_means(summary),
-        categories=results.category_tables(summary),
-        caption=results.caption(summary),
-        pictures=pictures,
-        place=place,
-        geometry={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM},
+    return (
+        templates("t2ialign.bench")
+        .get_template("bench.html")
+        .render(
+            summary=summary,
+            plots=plots(summary),
+            main=results.main_table(summary),
+            over=results.category_means(summary),
+            categories=results.category_tables(summary),
+            caption=results.caption(summary),
+            pictures=pictures,
+            place=place,
+            geometry={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM},
+        )
     )
 
 

@@ -23,8 +23,7 @@ def report(
 ) -> None:
     """Write a run's page as it stands: table, images, curves, settings, in one file that loads nothing."""
     found = RunDir.open(run)
-    if out is not None and not (out.resolve().parent.is_dir() and not out.is_dir()):
-        raise UsageError(f"--out {out}: must be a file in an existing folder")
+    _check_page(out)
     from t2ialign.report import page as pages
 
     typer.echo(shown(f"wrote {pages.write(found, out)}"))
@@ -33,8 +32,13 @@ def report(
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories with an evaluation.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the runs' summaries as JSON.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Also a page: tables, curves over one another, images."),
+    ] = None,
 ) -> None:
     """Put the evaluations of several runs side by side, reward by reward."""
+    _check_page(out)
     found = [RunDir.open(path) for path in dict.fromkeys(runs)]
     if len(found) < 2:
         raise UsageError("compare needs at least two runs")
@@ -46,15 +50,26 @@ def compare(
         summaries[str(run.path)] = summary
     images = [_evaluated(run) for run in found]
     shared = images.count(images[0]) == len(images)
+    names = [path.resolve().name for path in map(Path, summaries)]
+    labels = names if len(set(names)) == len(names) else list(summaries)
+    if out is not None:
+        from t2ialign.report import beside
+
+        beside.write(dict(zip(labels, found, strict=True)), shared, out)
     if as_json:
         typer.echo(json.dumps({"shared": shared, "runs": summaries}, indent=2))
         return
     from t2ialign.cli.tables import side_by_side
     from t2ialign.run.display import Terminal
 
-    names = [path.resolve().name for path in map(Path, summaries)]
-    labels = names if len(set(names)) == len(names) else list(summaries)
     Terminal().print(side_by_side(dict(zip(labels, summaries.values(), strict=True)), shared))
+    if out is not None:
+        typer.echo(shown(f"wrote {out}"))
+
+
+def _check_page(out: Path | None) -> None:
+    if out is not None and not (out.resolve().parent.is_dir() and not out.is_dir()):
+        raise UsageError(f"--out {out}: must be a file in an existing folder")
 
 
 def _evaluated(run: RunDir) -> list[tuple[Any, Any]]:

@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-
-from PIL import Image
+from dataclasses import dataclass
+from typing import Any
 
 from t2ialign.evaluation.statistics import student_quantile
+from t2ialign.report.pictures import Picture
 from t2ialign.storage import files
 from t2ialign.storage.run_directory import RunDir
 
-TILE = 192  # pixels; larger images are shrunk, since the originals lie beside the page
+PAIRS = 12  # prompts whose first image is shown as base and as tuned
 EXTREMES = 4  # prompts shown on either side
 IMAGES = 3  # images shown of each
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image inside the page.
+class Shown:
+    """A picture and what the rewards say of it (None: no finite number)."""
 
-    Attributes:
-        uri: the PNG as a data URI.
-        prompts: of its columns, from left to right, as far as the file says.
-        explanations: reward -> what it had to say, as far as the file says.
-    """
+    picture: Picture
+    scores: Mapping[str, float | None]
 
-    uri: str
-    width: int
-    height: int
-    prompts: tuple[str, ...]
-    explanations: Mapping[str, str] = field(default_factory=dict)
+    @property
+    def words(self) -> str:
+        """The scores in a line."""
+        return ", ".join(
+            f"{name} {'-' if score is None else format(score, '.4g')}" for name, score in self.scores.items()
+        )
 
-    @classmethod
-    def read(cls, path: Path, rows: int = 1) -> Picture:
-        """A PNG file of ``rows`` rows of images, shrunk to about ``TILE`` pixels a row."""
-        with Image.open(path) as image:
-            texts, told = image.info.get("prompts", ""), image.info.get("explanations", "{}")
-            data, (width, height) = path.read_bytes(), image.size
-            if image.height > 1.5 * TILE * rows:
-                small = image.resize((max(1, image.width * TILE * rows // image.height), TILE * rows))
-                buffer = io.BytesIO()
-                small.save(buffer, format="PNG")
-                data, (width, height) = buffer.getvalue(), small.size
-        uri = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
-        return cls(uri, width, height, tuple(texts.split("\n")) if texts else (), json.loads(told))
+
+@dataclass(frozen=True)
+class Pair:
+    """One evaluated image as the base and as the tuned model draw it, of the same noise."""
+
+    prompt: str
+    base: Shown
+    tuned: Shown
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,24 @@ class Change:
     prompt: str
     base: float
     tuned: float
-    pictures: dict[str, list[Picture]]
+    pictures: dict[str, list[Shown]]
+
+
+def pairs(run: RunDir) -> list[Pair]:
+    """The first image of at most ``PAIRS`` evaluated prompts, evenly spread; none where no image was saved."""
+    folder, first = run.path / "evaluation", dict[str, tuple[int, Any]]()
+    for row, line in enumerate(files.read_json_lines(folder / "scores.jsonl")):
+        if all((folder / variant / f"{row:05d}.png").exists() for variant in ("base", "tuned")):
+            first.setdefault(line["prompt"], (row, line))
+    found = list(first.items())
+    count = min(PAIRS, len(found))
+    return [
+        Pair(
+            prompt,
+            *(Shown(Picture.large(folder / v / f"{row:05d}.png"), line[v]) for v in ("base", "tuned")),
+        )
+        for prompt, (row, line) in (found[i * len(found) // count] for i in range(count))
+    ]
 
 
 def changes(run: RunDir, reward: str) -> dict[str, list[Change]]:
@@ -69,6 +75,7 @@ def changes(run: RunDir, reward: str) -> dict[str, list[Change]]:
         "gain" and "loss" -> at most ``EXTREMES`` prompts each.
     """
     folder, noise = run.path / "evaluation", noise_of_a_prompt(run, reward) or 0.0
+    lines = files.read_json_lines(folder / "scores.jsonl")
     means = []
     for prompt, rows in _pairs(run, reward).items():
         numbers, base, tuned = zip(*rows, strict=True)
@@ -78,8 +85,11 @@ def changes(run: RunDir, reward: str) -> dict[str, list[Change]]:
     means.sort(key=lambda one: one[1] - one[2])
 
     def shown(prompt: str, base: float, tuned: float, numbers: Sequence[int]) -> Change:
-        saved = [f"{number:05d}.png" for number in numbers if (folder / "tuned" / f"{number:05d}.png").exists()]
-        pictures = {v: [Picture.read(folder / v / file) for file in saved[:IMAGES]] for v in ("base", "tuned")}
+        saved = [number for number in numbers if (folder / "tuned" / f"{number:05d}.png").exists()][:IMAGES]
+        pictures = {
+            v: [Shown(Picture.large(folder / v / f"{n:05d}.png"), {reward: lines[n][v][reward]}) for n in saved]
+            for v in ("base", "tuned")
+        }
         return Change(prompt, base, tuned, pictures if saved else {})
 
     return {

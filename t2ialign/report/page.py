@@ -12,7 +12,8 @@ import jinja2
 from t2ialign.errors import UsageError
 from t2ialign.evaluation import comparison
 from t2ialign.report import curves, verdict
-from t2ialign.report.changes import Picture, changes, noise_of_a_prompt
+from t2ialign.report.changes import changes, noise_of_a_prompt, pairs
+from t2ialign.report.pictures import Picture, tiles
 from t2ialign.spec import toml
 from t2ialign.storage import files
 from t2ialign.storage.run_directory import RunDir
@@ -37,44 +38,89 @@ def page(run: RunDir) -> str:
     drift = _drift(metrics, summary)
     constant = {**verdict.constants(metrics), **verdict.constants(run.timing())}
     apart = {_label(reward) for reward in spec["reward"] if reward["weight"] == 0}
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("t2ialign.report"),
+    shown, groups = pairs(run), _varying(curves.grouped(history(run)), constant)
+    found = changes(run, next(iter(base))) if base else {}
+    usage, grids = verdict.use_it(run.path / "export"), _grids(run.path / "samples")
+    contents = [
+        ("compared", "base against tuned", True),
+        ("drift", "drift", bool(drift)),
+        ("curves", "curves", True),
+        ("samples", "samples", bool(grids)),
+        ("prompts", "prompt by prompt", bool(found)),
+        ("use", "use it", bool(usage)),
+        ("repeat", "repeat it", True),
+    ]
+    return (
+        templates()
+        .get_template("report.html")
+        .render(
+            name=spec["run"]["name"],
+            state=_state(run, metrics, summary),
+            facts=_facts(spec, environment, run.timing()),
+            rows=list(comparison.rows(summary)) if summary else [],
+            caption=comparison.caption(summary) if summary else "",
+            costs=bool(summary and "cost" in summary),
+            pairs=shown,
+            picture=None if shown else _pairs(run, summary),
+            categories=comparison.category_rows(summary) if summary else [],
+            looks=list(comparison.rows(summary["image_statistics"]))
+            if summary and "image_statistics" in summary
+            else [],
+            drift=drift,
+            groups=groups,
+            kinds=_kinds(groups),
+            contents=contents,
+            constant=constant,
+            verdict=verdict.verdict(summary, run.timing(), _duration(sum(line["seconds"] for line in run.timing()))),
+            use_it=usage,
+            held_out=apart,
+            plot=curves,
+            short=comparison.short,
+            grids=grids,
+            reward=next(iter(base), ""),
+            changes=found,
+            noise=noise_of_a_prompt(run, next(iter(base))) if base else None,
+            spec_text=spec_text,
+            environment=json.dumps(environment, indent=2, ensure_ascii=False),
+        )
+    )
+
+
+def templates(*packages: str) -> jinja2.Environment:
+    """The pages' templates: those of further packages before the report's own."""
+    return jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in (*packages, "t2ialign.report")]),
         autoescape=True,  # prompts and names are other people's text
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template("report.html").render(
-        name=spec["run"]["name"],
-        state=_state(run, metrics, summary),
-        facts=_facts(spec, environment, run.timing()),
-        rows=list(comparison.rows(summary)) if summary else [],
-        caption=comparison.caption(summary) if summary else "",
-        costs=bool(summary and "cost" in summary),
-        pairs=_pairs(run, summary),
-        categories=comparison.category_rows(summary) if summary else [],
-        looks=list(comparison.rows(summary["image_statistics"])) if summary and "image_statistics" in summary else [],
-        drift=drift,
-        groups=_varying(curves.grouped(metrics, run.timing(), _bases(metrics, base)), constant),
-        constant=constant,
-        verdict=verdict.verdict(summary, run.timing(), _duration(sum(line["seconds"] for line in run.timing()))),
-        use_it=verdict.use_it(run.path / "export"),
-        held_out=apart,
-        plot=curves,
-        short=comparison.short,
-        grids=_grids(run.path / "samples"),
-        reward=next(iter(base), ""),
-        changes=changes(run, next(iter(base))) if base else {},
-        noise=noise_of_a_prompt(run, next(iter(base))) if base else None,
-        spec_text=spec_text,
-        environment=json.dumps(environment, indent=2, ensure_ascii=False),
-    )
 
 
-def _varying(groups: Mapping[str, list[curves.Curve]], constant: Collection[str]) -> dict[str, list[curves.Curve]]:
+def history(run: RunDir) -> curves.History:
+    """What the curves of a run are drawn from."""
+    summary, metrics = run.summary(), run.history()
+    return curves.History(metrics, run.timing(), _bases(metrics, summary["variants"]["base"] if summary else {}))
+
+
+def _varying(groups: Mapping[str, list[curves.Chart]], constant: Collection[str]) -> dict[str, list[curves.Chart]]:
     """The charts without those of constant series."""
-    kept = {group: [curve for curve in found if curve.name not in constant] for group, found in groups.items()}
+    kept = {
+        group: [chart for chart in found if next(iter(chart.values())).name not in constant]
+        for group, found in groups.items()
+    }
     return {group: found for group, found in kept.items() if found}
+
+
+def _kinds(groups: Mapping[str, list[curves.Chart]]) -> dict[str, bool]:
+    """Which marks the charts have, for the legend."""
+    drawn = [curve for charts in groups.values() for chart in charts for curve in chart.values()]
+    return {
+        "mean": any(curve.mean for curve in drawn),
+        "dots": any(curve.dots for curve in drawn),
+        "band": any(curve.band for curve in drawn),
+        "base": any(curve.base is not None for curve in drawn),
+    }
 
 
 def _bases(metrics: Sequence[dict[str, Any]], base: dict[str, Any]) -> dict[str, float]:
@@ -153,9 +199,9 @@ def _pairs(run: RunDir, summary: dict[str, Any] | None) -> Picture | None:
     return Picture.read(file, len(summary["variants"])) if summary and file.exists() else None
 
 
-def _grids(folder: Path) -> list[tuple[int, Picture]]:
-    """Step and picture of at most ``GRIDS`` sample grids, evenly spread."""
+def _grids(folder: Path) -> list[tuple[int, list[Picture]]]:
+    """Step and images of at most ``GRIDS`` sample grids, evenly spread."""
     found = sorted(folder.glob("step-*.png"))
     if len(found) > GRIDS:
         found = [found[i * (len(found) - 1) // (GRIDS - 1)] for i in range(GRIDS)]
-    return [(int(file.stem.removeprefix("step-")), Picture.read(file)) for file in found]
+    return [(int(file.stem.removeprefix("step-")), tiles(file)) for file in found]

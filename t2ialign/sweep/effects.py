@@ -8,10 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from t2ialign.evaluation.comparison import short
 from t2ialign.report.curves import ticks
+from t2ialign.report.page import templates
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 320, 200, 52, 34
 
@@ -103,21 +102,18 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def page(name: str, results: Sequence[Result], reward: str) -> str:
     """One HTML page that loads nothing: the table, and a plot of each key's marginal effect."""
-    templates = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("t2ialign.sweep"), jinja2.PackageLoader("t2ialign.report")]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     plots = {key: _plot(rows) for key, rows in effects(results).items()}
-    return templates.get_template("sweep.html").render(
-        name=name,
-        reward=reward,
-        lines=table(results, reward),
-        caption=caption(results, reward),
-        plots=plots,
-        size={"width": WIDTH, "height": HEIGHT, "left": LEFT, "bottom": BOTTOM},
+    return (
+        templates("t2ialign.sweep")
+        .get_template("sweep.html")
+        .render(
+            name=name,
+            reward=reward,
+            lines=table(results, reward),
+            caption=caption(results, reward),
+            plots=plots,
+            size={"width": WIDTH, "height": HEIGHT, "left": LEFT, "bottom": BOTTOM},
+        )
     )
 
 

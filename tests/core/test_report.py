@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 import subprocess
@@ -12,17 +14,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from t2ialign.report import changes, curves, verdict
 from t2ialign.report import page as report
+from t2ialign.report.pictures import LARGE, Picture, tiles
 from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
 from t2ialign.storage import files, images
 from t2ialign.storage.run_directory import RunDir
 
-VOID = {"meta", "img", "input"}
+VOID = {"meta", "img", "input", "br"}
 EVIL = '<script>alert("x")</script> & \'"><img src=x onerror=alert(1)>'
 
 
@@ -41,7 +45,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
         self.tags.append((tag, dict(attrs)))
-        if tag not in VOID and not (self.open and self.open[-1] == "svg" and tag in ("path", "circle")):
+        if (
+            tag not in VOID
+            and not (self.open and self.open[-1] == "svg" and tag in ("path", "circle"))
+            and not (tag == "path" and self.open[-1] == "g")
+        ):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -63,7 +71,11 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def curve_names(self) -> list[str]:
-        return [svg["aria-label"].split(" at ")[0] for svg in self.attributes("svg")]
+        return [svg["aria-label"].split(" at ")[0] for svg in self.attributes("svg") if svg["class"] == "curve"]
+
+    def readings(self) -> list[list[list[float | None]]]:
+        """Of every curve."""
+        return [json.loads(group["data-readings"]) for group in self.attributes("g") if "data-readings" in group]
 
 
 @pytest.fixture
@@ -113,7 +125,8 @@ def test_a_finished_run_has_a_page_with_everything(run):
     assert found.curve_names() == [*logged(run), *clocks]
     alts = [image["alt"] for image in found.attributes("img")]
     assert all(alts)
-    assert [alt for alt in alts if "step" in alt] == [f"Samples after step {i}: red; blue; white" for i in range(5)]
+    wanted = [f"Samples after step {i}: {prompt}" for i in range(5) for prompt in ("red", "blue", "white")]
+    assert [alt for alt in alts if "step" in alt] == wanted
     assert "scale = 0.1" in found.text  # the resolved spec
     assert '"torch":' in found.text  # the environment
 
@@ -121,9 +134,13 @@ def test_a_finished_run_has_a_page_with_everything(run):
 def test_the_page_loads_nothing(run):
     """No address in any attribute but inlined images, and a policy that would block the rest."""
     found = page(run)
-    assert not [tag for tag, _ in found.tags if tag in ("link", "iframe", "object", "a")]
-    for _, attributes in found.tags:
-        assert attributes.keys().isdisjoint({"href", "srcset", "action", "data", "poster"})
+    assert not [tag for tag, _ in found.tags if tag in ("link", "iframe", "object")]
+    ids = {f"#{attributes['id']}" for _, attributes in found.tags if "id" in attributes}
+    assert {link["href"] for link in found.attributes("a")} == ids, "the contents lead to every section"
+    for tag, attributes in found.tags:
+        assert attributes.keys().isdisjoint(
+            {"srcset", "action", "data", "poster"} | ({"href"} if tag != "a" else set())
+        )
         assert (attributes.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
     policy = found.attributes("meta")[2]
     assert (policy["http-equiv"], policy["content"].split(";")[0]) == ("Content-Security-Policy", "default-src 'none'")
@@ -155,10 +172,10 @@ def test_gains_and_losses_by_prompt_with_their_images(run):
     assert [(c.prompt, c.base, c.tuned) for c in found["loss"]] == [("red", 1, -2.25)]
     assert [len(pictures) for pictures in found["gain"][2].pictures.values()] == [1, 1]
     original = (run.path / "evaluation" / "tuned" / "00000.png").read_bytes()
-    assert found["loss"][0].pictures["tuned"][0] == changes.Picture.read(
-        run.path / "evaluation" / "tuned" / "00000.png"
-    )
-    assert len(original) < len(found["loss"][0].pictures["tuned"][0].uri)
+    shown = found["loss"][0].pictures["tuned"][0]
+    assert shown.picture == Picture.read(run.path / "evaluation" / "tuned" / "00000.png")
+    assert shown.scores == {"toy-redness": -2}
+    assert len(original) < len(shown.picture.uri)
     shutil.rmtree(run.path / "evaluation" / "base")
     shutil.rmtree(run.path / "evaluation" / "tuned")
     assert "green 0 → 3 (+3)" in page(run).text
@@ -206,8 +223,7 @@ def test_every_metric_has_a_curve_whatever_it_holds(run, steps):
     assert flat == ({"learn/constant", "learn/zero"} if steps > 1 else set())
     assert set(found.curve_names()) >= {*special, "search/once"} - flat
     assert len(found.curve_names()) == len(special) + 1 + 3 - len(flat) - len(clocks)
-    for svg in found.attributes("svg"):
-        assert all(len(reading) == 4 for reading in json.loads(svg["data-readings"]))
+    assert all(len(reading) == 4 for readings in found.readings() for reading in readings)
     drawn = [path["d"] for path in found.attributes("path") if path["class"] in ("raw", "mean")]
     assert not any("nan" in d or "inf" in d for d in drawn)
     assert len(text) < 1_500_000
@@ -261,9 +277,10 @@ def test_ticks_are_round_numbers(low, high, labels):
 def test_rare_values_are_dots_and_evaluations_show_the_base(run):
     text = report.page(run)
     redness = next(curve for curve in text.split("<figure>") if 'aria-label="evaluation/toy-redness' in curve)
-    assert redness.count("<circle") == 3, "steps 0, 2 and 4"
+    assert redness.split('class="dots" d="')[1].split('"')[0].count("h0") == 3, "steps 0, 2 and 4"
     assert redness.count('class="base"') == 1
-    assert text.count("<circle") == 3 * len([name for name in logged(run) if name.startswith("evaluation/")])
+    rare = [name for name in logged(run) if name.startswith(("evaluation/", "image/"))]
+    assert text.count('class="dots"') == len(rare)
 
 
 def test_large_images_are_shrunk_and_many_grids_thinned(run):
@@ -271,12 +288,54 @@ def test_large_images_are_shrunk_and_many_grids_thinned(run):
     samples.mkdir()
     large = Image.new("RGB", (8 * 300, 340))
     for step in range(0, 400, 10):
-        images.save_png(large, samples / f"step-{step:06d}.png", {"prompts": "a\nb"})
+        images.save_png(large, samples / f"step-{step:06d}.png", {"prompts": "a\nb\nc"})
     grids = [image for image in page(run).attributes("img") if image["alt"].startswith("Samples")]
     assert len(grids) == report.GRIDS
     assert {(image["width"], image["height"]) for image in grids} == {(str(2400 * 192 // 340), "192")}
     steps = [int(image["alt"].split()[3].rstrip(":")) for image in grids]
     assert (steps[0], steps[-1]) == (0, 390)
+
+
+def test_a_grid_is_cut_into_its_images_and_large_images_are_kept_large_enough_to_look_at(tmp_path):
+    rows = torch.rand(3, 3, 8, 8).round()
+    images.save_png(images.grid([rows]), tmp_path / "grid.png", {"prompts": "a\nb\nc"})
+    found = tiles(tmp_path / "grid.png")
+    assert [tile.prompts for tile in found] == [("a",), ("b",), ("c",)]
+    for tile, image in zip(found, rows, strict=True):
+        pixels = Image.open(io.BytesIO(base64.b64decode(tile.uri.partition(",")[2])))
+        scale = pixels.width // 8
+        assert pixels.getpixel((0, 0)) == images.to_pil(image).getpixel((0, 0))
+        assert pixels.getpixel((8 * scale - 1, 8 * scale - 1)) == images.to_pil(image).getpixel((7, 7))
+    Image.new("RGB", (1024, 768)).save(tmp_path / "large.png")
+    large = Picture.large(tmp_path / "large.png")
+    assert ((large.width, large.height), large.uri[:15]) == ((LARGE, LARGE * 3 // 4), "data:image/jpeg")
+
+
+def test_lowest_mean_and_highest_are_one_band(run):
+    lines = [{"step": i, "p/min": i - 1.0, "p/mean": float(i), "p/max": i + 2.0, "p/std": i % 2} for i in range(1, 9)]
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = page(run)
+    assert [name for name in found.curve_names() if name.startswith("p/")] == ["p/mean", "p/std"]
+    assert [step[1:] for step in found.readings()[0]] == [[i, i, None, i - 1, i + 2] for i in range(1, 9)]
+    assert [path["class"] for path in found.attributes("path")].count("band") == 1
+    assert "Shaded: from the lowest to the highest." in found.text
+    assert "Dots: measured" not in found.text, "the legend has what the charts have"
+
+
+def test_what_goes_one_way_is_not_smoothed_and_axes_say_what_they_count(run):
+    falling = curves.draw("learning_rate", [(i, 1.0 / i) for i in range(1, 9)], last=8, logged=8)
+    assert falling.mean == ""
+    units = {name: curves.draw(name, [(1, 1.0)], 1, 1).unit for name in ("seconds", "peak_memory_mb", "reward/x")}
+    assert units == {"seconds": "s", "peak_memory_mb": "MB", "reward/x": "score"}
+
+
+def test_pairs_have_their_scores(run):
+    line = json.loads((run.path / "evaluation" / "scores.jsonl").read_text().splitlines()[0])
+    found = changes.pairs(run)
+    assert [pair.prompt for pair in found] == list(dict.fromkeys(pair.prompt for pair in found))
+    assert (found[0].base.scores, found[0].tuned.scores) == (line["base"], line["tuned"])
+    scores = (line[variant]["toy-redness"] for variant in ("base", "tuned"))
+    assert "toy-redness {:.4g} → {:.4g}".format(*scores) in page(run).text
 
 
 LIGHT = """
@@ -326,6 +385,28 @@ def test_runs_side_by_side(run, tmp_path):
     assert "at least two" in t2ialign("compare", run.path).stderr
 
 
+def test_a_second_run_is_laid_over_the_first(run, tmp_path):
+    other = RunDir(Path(shutil.copytree(run.path, tmp_path / "other")))
+    lines = other.history()
+    for line in lines:
+        line |= {name: 2 * value for name, value in line.items() if name == "reward/toy-redness"}
+    other.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = t2ialign("compare", run.path, other.path, "--out", tmp_path / "both.html")
+    assert done.returncode == 0, done.stderr
+    found = Page((tmp_path / "both.html").read_text())
+    assert "All on the same prompts and seeds." in found.text
+    series = [group for group in found.attributes("g") if group.get("data-name")]
+    assert {group["data-name"] for group in series} == {"spec", "other"}
+    charts = [svg for svg in found.attributes("svg") if svg["class"] == "curve"]
+    redness = next(i for i, svg in enumerate(charts) if svg["aria-label"].startswith("reward/toy-redness"))
+    top = max(value for _, _, value, *_ in found.readings()[2 * redness + 1])
+    assert float(charts[redness]["data-high"]) > top, "both runs fit the axes"
+    pictures = [image["alt"] for image in found.attributes("img")]
+    assert pictures[:3] == [f"{name}: {changes.pairs(run)[0].prompt}" for name in ("base", "spec", "other")]
+    done = t2ialign("compare", run.path, other.path, "--out", tmp_path / "absent" / "both.html")
+    assert (done.returncode, "existing folder" in done.stderr) == (2, True)
+
+
 def test_the_page_shows_categories_drift_intervals_and_what_was_left_out(toy_spec):
     path = toy_spec(
         run={"steps": 4, "out": str(toy_spec().parent / "runs"), "nonfinite": "drop"},
@@ -372,7 +453,7 @@ def test_the_dashed_line_is_the_base_on_the_images_of_the_curve(run):
     lines = run.history()
     lines[0]["evaluation/toy-redness"] = 5.0
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = report.page(run).split('aria-label="evaluation/toy-redness')[1].split("</svg>")[0]
+    text = report.page(run).split('aria-label="evaluation/toy-redness')[1].split("</figure>")[0]
     base = text.split('class="base" d="M')[1].split("H")[0].split()[1]
-    first = text.split("<circle ")[1].split('cy="')[1].split('"')[0]
+    first = text.split('class="dots" d="M')[1].split("h0")[0].split()[1]
     assert base == first

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from t2ialign.evaluation import comparison
-from t2ialign.report.changes import Picture
+from t2ialign.report.pictures import Picture
 from t2ialign.spec import parse as specs
 from t2ialign.spec import toml
 from t2ialign.spec.model import Spec
