@@ -42,6 +42,12 @@ def test_every_package_comes_after_what_it_depends_on(release):
     assert order.index("t2ialign-diffusers") < order.index("t2ialign-sana")
 
 
+def test_every_package_says_that_it_is_typed(release):
+    for name, folder in release.packages().items():
+        module = folder / ("src" if folder != ROOT else "") / name.replace("-", "_")
+        assert (module / "py.typed").is_file(), name
+
+
 def test_whole_files_pass_and_missing_stray_and_foreign_ones_are_named(release, dist):
     assert release.check(dist, twine=False) == []
     wheel = next(dist.glob("t2ialign_sana-*.whl"))
