@@ -3,6 +3,7 @@
 spec = "spec.toml"
 method = "grid"                       # or "random", "optuna"
 reward = "clip"                       # what decides on the way; held-out prompts decide the winner
+devices = "all"                       # or ["0", "1"]: one run at a time on each; on a CPU: parallel = 2
 [keys]
 "optimizer.sigma" = [0.03, 0.1, 0.3]
 "optimizer.learning_rate" = { low = 0.001, high = 0.1, log = true }     # random and optuna only
@@ -58,6 +59,8 @@ class SweepConfig(Config):
     seed: int = Field(0, ge=0, description="decides the points of random and optuna")
     reward: str | None = Field(None, description="name of the reward that decides; default: the first optimised one")
     out: str = Field("sweeps", min_length=1, description="the sweep's folder is made inside it")
+    devices: list[str] | Literal["all"] = Field([], description="CUDA devices; each has one run at a time")
+    parallel: int = Field(1, ge=1, description="runs at a time where there are no devices, as on a CPU")
     keys: dict[str, list[Any] | Span] = Field(
         min_length=1, description="dotted key of the spec -> values, or low, high"
     )
@@ -79,6 +82,8 @@ class SweepConfig(Config):
             raise ValueError(f"keys: a grid needs a list of values for '{spans[0]}', not low and high")
         if self.method == "grid" and self.runs is not None:
             raise ValueError("runs: a grid has one run for every combination; leave runs out")
+        if self.devices and self.parallel > 1:
+            raise ValueError("parallel: every device has one run at a time; leave parallel or devices out")
         if self.method != "grid" and self.runs is None:
             raise ValueError(f"runs: method = '{self.method}' needs a number of runs")
         return self
@@ -145,7 +150,7 @@ class Sweep:
 
     def fingerprint(self) -> str:
         """Of everything that the runs depend on."""
-        text = json.dumps(self.config.model_dump(mode="json", exclude={"out"}), sort_keys=True)
+        text = json.dumps(self.config.model_dump(mode="json", exclude={"out", "devices", "parallel"}), sort_keys=True)
         return hashlib.sha256(text.encode() + self.spec_file.read_bytes()).hexdigest()
 
 

@@ -1,21 +1,20 @@
-"""The runs of a sweep, one after the other; a killed sweep goes on with the run that it was at."""
+"""The runs of a sweep, one after the other or one per device; a killed sweep goes on with the runs that it was at."""
 
 from __future__ import annotations
 
 import gc
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from t2ialign import places
-from t2ialign.errors import T2IAlignError, UsageError
+from t2ialign.errors import UsageError
 from t2ialign.run.display import Display
 from t2ialign.storage import files
-from t2ialign.storage.run_directory import RunDir
-from t2ialign.sweep import effects
-from t2ialign.sweep.spec import Point, Span, Sweep, overrides
+from t2ialign.sweep import effects, workers
+from t2ialign.sweep.one import result_of
+from t2ialign.sweep.spec import Point, Span, Sweep
 
 
 def run(sweep: Sweep, display: Display | None = None) -> dict[str, Any]:
@@ -32,20 +31,35 @@ def run(sweep: Sweep, display: Display | None = None) -> dict[str, Any]:
     display = display or Display()
     folder = places.path(sweep.config.out) / sweep.name
     _claim(sweep, folder)
-    results: list[dict[str, Any]] = []
+    done: dict[int, dict[str, Any]] = {}
     found: dict[str, Any] = {}
     choose, tell, total = _chooser(sweep)
-    for number in range(total):
-        known = _point_file(folder, number)
-        point = known or choose(number)
+
+    def begin(number: int) -> Point:
+        point = _point_file(folder, number) or choose(number)
         files.write_json(folder / f"point-{number:03d}.json", point)
         display.say(f"run {number + 1} of {total}: " + ", ".join(f"{key} = {value}" for key, value in point.items()))
-        result = _result(sweep, folder / f"run-{number:03d}", point, display)
+        return point
+
+    where = workers.slots(sweep.config)
+    if len(where) > 1 or where[0] is not None:
+        finished = workers.side_by_side(sweep, folder, total, begin, where)
+    else:
+        finished = _one_after_the_other(sweep, folder, total, begin, display)
+    for number, point, result in finished:
         tell(number, point, result["score"])
-        results.append(result)
-        found = _write(sweep, folder, results)
-        gc.collect()  # the run's network goes before the next one comes
+        done[number] = result
+        found = _write(sweep, folder, [done[known] for known in sorted(done)])
     return found
+
+
+def _one_after_the_other(
+    sweep: Sweep, folder: Path, total: int, begin: Callable[[int], Point], display: Display
+) -> Iterator[tuple[int, Point, dict[str, Any]]]:
+    for number in range(total):
+        point = begin(number)
+        yield number, point, result_of(sweep, folder / f"run-{number:03d}", point, display)
+        gc.collect()  # the run's network goes before the next one comes
 
 
 def _claim(sweep: Sweep, folder: Path) -> None:
@@ -111,30 +125,6 @@ def _distribution(optuna: Any, values: list[Any] | Span) -> Any:
     if values.integer:
         return kinds.IntDistribution(round(values.low), round(values.high), log=values.log)
     return kinds.FloatDistribution(values.low, values.high, log=values.log)
-
-
-def _result(sweep: Sweep, path: Path, point: Point, display: Display) -> dict[str, Any]:
-    """The finished run's score on the held-out prompts; what a kill left of a run is gone on with."""
-    from t2ialign.run import runner
-    from t2ialign.run.failures import Interrupted
-    from t2ialign.spec import parse as specs
-
-    result: dict[str, Any] = {"run": path.name, "point": point, "score": None}
-    try:
-        if (path / "spec.toml").exists() and RunDir(path).newest_step() is not None:
-            run = runner.resume(path, display)
-        else:
-            shutil.rmtree(path, ignore_errors=True)  # killed before its first checkpoint
-            place = [f"run.name={json.dumps(path.name)}", f"run.out={json.dumps(str(path.parent.resolve()))}"]
-            run = runner.start(specs.load(sweep.spec_file, [*overrides(point), *place]), display)
-    except Interrupted as error:
-        raise Interrupted(f"stopped; the same command goes on with {path.name}") from error
-    except T2IAlignError as error:
-        display.say(f"{path.name} failed: {error}")
-        return {**result, "error": str(error).splitlines()[0]}
-    summary = run.summary() or {}
-    pair = summary["paired"]["tuned"][sweep.reward]
-    return {**result, "score": pair["mean"], "difference": pair["difference"], "se": pair["se"]}
 
 
 def _write(sweep: Sweep, folder: Path, results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import csv
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ import tomli_w
 from t2ialign.errors import UsageError
 from t2ialign.run.display import Display
 from t2ialign.storage.run_directory import RunDir
-from t2ialign.sweep import effects, sweep
+from t2ialign.sweep import effects, sweep, workers
 from t2ialign.sweep.spec import Sweep
 
 QUIET = Display(quiet=True)
@@ -86,9 +88,78 @@ def test_a_killed_sweep_keeps_finished_runs_and_goes_on_in_the_one_that_was_kill
     }
     assert list(kept) == ["run-000"]
     again = sweep.run(Sweep(path), QUIET)
-    for name, time in kept.items():
-        assert (folder / name / "report.html").stat().st_mtime_ns == time
+    for name, written in kept.items():
+        assert (folder / name / "report.html").stat().st_mtime_ns == written
     assert [run["score"] for run in again["runs"]] == [run["score"] for run in whole["runs"]]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the toy world is known to forked workers only")
+def test_runs_side_by_side_give_what_runs_one_after_the_other_give(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "START", "fork")
+    alone = sweep.run(Sweep(write(out=str(tmp_path / "alone"))), QUIET)
+    together = sweep.run(Sweep(write(parallel=2)), QUIET)
+    assert together["runs"] == alone["runs"]
+    folder = tmp_path / "sweeps" / "scales"
+    assert "4 of 4 runs evaluated" in (folder / "table.md").read_text()
+    assert (folder / "run-000.log").read_text(), "what a worker says is in its log"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the toy world is known to forked workers only")
+def test_every_device_has_one_run_at_a_time_and_a_lost_worker_is_told(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "START", "fork")
+
+    def result(asked, path, point, display):
+        if point["run.seed"] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        began = time.monotonic()
+        time.sleep(0.2)
+        place = {"device": os.environ["CUDA_VISIBLE_DEVICES"], "from": began, "to": time.monotonic()}
+        return {"run": path.name, "point": point, "score": 1.0, **place}
+
+    monkeypatch.setattr(workers, "result_of", result)
+    found = sweep.run(Sweep(write(devices=["3", "5"], keys={"run.seed": [0, 1, 2, 3, 4]})), QUIET)["runs"]
+    assert "ended with -9; see run-001.log" in found[1]["error"]
+    good = [run for run in found if run["score"]]
+    assert {run["device"] for run in good} == {"3", "5"}
+    for device in ("3", "5"):
+        turns = sorted((run["from"], run["to"]) for run in good if run["device"] == device)
+        assert all(end <= start for (_, end), (start, _) in pairwise(turns))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a child of its own")
+def test_a_sweep_that_is_killed_leaves_no_worker_behind_and_goes_on(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "START", "fork")
+    real = RunDir.log
+    whole = sweep.run(Sweep(write(out=str(tmp_path / "whole"))), QUIET)
+    path = write(parallel=2)
+
+    def slow(self, *arguments, **named):
+        real(self, *arguments, **named)
+        (tmp_path / f"{os.getpid()}.worker").touch()
+        time.sleep(0.3)
+
+    if (child := os.fork()) == 0:
+        RunDir.log = slow
+        sweep.run(Sweep(path), QUIET)
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while len(pids := list(tmp_path.glob("*.worker"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while any(_alive(int(pid.stem)) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(pids) >= 2
+    assert not any(_alive(int(pid.stem)) for pid in pids)
+    assert [run["score"] for run in sweep.run(Sweep(path), QUIET)["runs"]] == [run["score"] for run in whole["runs"]]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z" if Path("/proc").is_dir() else True
 
 
 def test_a_random_sweep_draws_the_same_points_again_and_a_failing_run_does_not_end_it(write, monkeypatch):
@@ -112,6 +183,8 @@ def test_a_random_sweep_draws_the_same_points_again_and_a_failing_run_does_not_e
         ({"spec": "spce.toml"}, "no such file"),
         ({"reward": "blueness"}, "must be one of toy-redness"),
         ({"keys": {"optimizer.scale": []}}, "has no values"),
+        ({"devices": ["0"], "parallel": 2}, "every device has one run at a time"),
+        ({"devices": "each"}, "devices"),
     ],
 )
 def test_a_wrong_sweep_is_told_before_anything_runs(write, tmp_path, table, words):
