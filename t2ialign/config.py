@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from t2ialign.idle import Idle
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 #: Marks a field whose text is a checkpoint: hub id, folder, or "pkg:<package>/<path>". Validation checks such fields
 #: and makes folders absolute.
@@ -35,6 +37,8 @@ class Config(BaseModel):
     )
     #: Which kind of part has such options; "" fits rewards.
     role: ClassVar[str] = ""
+    #: Options that do nothing at some settings of the others; those of the base classes count, too.
+    idle: ClassVar[tuple[Idle, ...]] = ()
 
     @field_validator("*", mode="before")
     @classmethod
@@ -55,9 +59,9 @@ class Config(BaseModel):
         return set()
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:
-        """What of these options has no effect at the settings of the others, and what of the prompts is not read.
+        """What of the prompts is not read, and what a checkpoint or its files make of the options.
 
-        One sentence each, printed before the work. Files of a checkpoint are looked at where they are on disk.
+        One sentence each, printed before the work, besides ``idle``. Files are looked at where they are on disk.
         """
         return []
 

@@ -77,6 +77,7 @@ def eval_(
     """Evaluate a run's base against its tuned model on shared seeds, and rewrite its evaluation folder and report."""
     others = parse_samplers(samplers or [])
     quiet_libraries()
+    from t2ialign.remarks.collect import EVALUATING, remarks
     from t2ialign.report import page as report
     from t2ialign.run import finish, runner
     from t2ialign.run.display import Display, Terminal
@@ -85,6 +86,8 @@ def eval_(
     display = Display(quiet=not world.is_main)
     with world.together():
         run_dir, problem, optimizer = runner.restore(run, step, display)
+        for remark in remarks(problem.spec, problem.spec.evaluation_prompts(), EVALUATING):
+            display.say(f"note: {remark}")
         summary = finish.evaluate_run(run_dir, problem, optimizer, display, others)
         if world.is_main:
             report.write(run_dir)

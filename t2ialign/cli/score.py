@@ -63,6 +63,7 @@ def score(
 
     from t2ialign.cli.running import quiet_libraries
     from t2ialign.evaluation import score as scoring
+    from t2ialign.remarks.collect import of_part
     from t2ialign.run.display import Display
     from t2ialign.storage import files as output
     from t2ialign.tensors.distributed import device as resolve_device
@@ -72,8 +73,8 @@ def score(
     world = join()
     display = Display(quiet=not world.is_main)
     for part in chosen:
-        for remark in part.config.remarks(texts or []):
-            display.say(f"note: reward '{part.name}': {remark}")
+        for remark in of_part("reward", part, texts or []):
+            display.say(f"note: {remark}")
     with world.together():
         place = resolve_device(device)
         rewards = {part.name: part.build(place) for part in chosen}

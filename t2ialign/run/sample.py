@@ -16,6 +16,7 @@ from t2ialign.foreign import shown
 from t2ialign.problem import checks
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
+from t2ialign.remarks.collect import DRAWING, SEARCHING, remarks
 from t2ialign.run.display import Display
 from t2ialign.spec.model import Spec
 from t2ialign.spec.parse import unfit
@@ -121,8 +122,8 @@ def _plain(spec: Spec, texts: Sequence[str], lora: str | None, display: Display)
     device = distributed.device(spec.run.device)
     display.say(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
     backend = spec.backend.build(device)
-    for remark in spec.backend.config.remarks(texts):
-        display.say(f"note: backend: {remark}")
+    for remark in remarks(spec, texts, DRAWING):
+        display.say(f"note: {remark}")
     sampler = spec.sampler.build(device) if spec.sampler else None
     conditioning: Conditioning = backend.encode(list(texts))
     if lora is not None:
@@ -146,8 +147,8 @@ def _searching(spec: Spec, texts: Sequence[str], lora: str | None, size: int, di
     _check_prompts(spec, texts)
     at_once = spec.prompts.model_copy(update={"per_step": size, "images_per_prompt": 1})
     problem = assemble(replace(spec, prompts=at_once), report=display.say, prompts=texts)
-    for remark in spec.backend.config.remarks(texts):
-        display.say(f"note: backend: {remark}")
+    for remark in remarks(spec, texts, SEARCHING):
+        display.say(f"note: {remark}")
     if lora is not None:
         problem.backend.load_lora(lora)
     optimizer, rewards = load_optimizer(problem), problem.rewards

@@ -48,6 +48,14 @@ def local_path(reference: str, base: Path | None = None) -> Path | None:
     return places.existing(reference, base)
 
 
+def is_local(reference: str) -> bool:
+    """Whether it is a folder or file of this machine, which has no revisions."""
+    try:
+        return local_path(reference) is not None
+    except UsageError:
+        return True
+
+
 def on_disk(reference: str, revision: str | None = None) -> Path | None:
     """The folder of a checkpoint if it is here already: local, in a package, or in the hub's cache."""
     if (path := local_path(reference)) is not None or not looks_like_hub_id(reference):

@@ -68,6 +68,8 @@ class OptimizerConfig(Config):
     #: "package.module:function" that makes the text of a spec from a command line of another program, for
     #: ``t2ialign import-flags``; empty for none.
     foreign_command_line: ClassVar[str] = ""
+    #: Whether ``run.steps`` says how much the optimizer does.
+    uses_run_steps: ClassVar[bool] = True
 
     def plan(self, spec: Spec) -> Plan:
         """Derive the run's size from the spec, without torch and without weights.

@@ -27,23 +27,25 @@ def told(path) -> list[str]:
 #: (tables, words of the remark); each pair of settings stands in docs/messages.md.
 PAIRS = {
     "checkpoints": ({"run": {"steps": 4, "checkpoint_every": 9}}, "run.checkpoint_every = 9"),
-    "micro-batch": ({"run": {"steps": 4, "micro_batch": 400}}, "run.micro_batch = 400: a step has 40 images"),
-    "grids": ({"samples": {"every": 70}}, "samples.every = 70"),
-    "drift": (
-        {"run": {"steps": 4, "stop_on_drift": True}, "evaluation": {"every": 0}},
-        "run.stop_on_drift: evaluation.every = 0",
+    "micro-batch": (
+        {"run": {"steps": 4, "micro_batch": 400}},
+        "run.micro_batch = 400: a step and an evaluation have fewer images",
     ),
-    "limit": ({"evaluation": {"limit": 999}}, "evaluation.limit = 999: there are"),
+    "grids": ({"samples": {"every": 70}}, "samples.every = 70"),
+    "limit": ({"evaluation": {"limit": 999}}, "evaluation.limit = 999: there are fewer prompts"),
     "column": ({"evaluation": {"column": "prompt"}}, "evaluation.column = 'prompt'"),
     "shown": ({"samples": {"count": 60}}, "samples.count = 60: there are"),
     "init prompts": (
         {"backend": {"kind": "toy-model", "checkpoint": "some/model", "lora": {"init_prompts": 5}}},
         "backend.lora.init_prompts = 5",
     ),
-    "range": ({"reward": [{"kind": "toy-redness", "range": [0.0, 1.0]}]}, "reward 'toy-redness': range"),
+    "range": (
+        {"reward": [{"kind": "toy-redness", "range": [0.0, 1.0]}]},
+        "reward 'toy-redness': range = [0.0, 1.0]: only normalise = 'range' reads it",
+    ),
     "held out": (
         {"reward": [{"kind": "toy-redness"}, {"kind": "toy-redness", "name": "b", "weight": 0.0, "normalise": "rank"}]},
-        "reward 'b': normalise = 'rank' plays no part",
+        "reward 'b': normalise = 'rank': plays no part",
     ),
 }
 
@@ -117,7 +119,7 @@ def test_prompts_that_are_cut_are_told_by_every_command_alike(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"negative_prompt": "grey"}, "negative_prompt: guidance_scale = 1 switches guidance off"),
+        ({"negative_prompt": "grey"}, "backend.negative_prompt = 'grey': guidance_scale switches guidance off"),
         ({"negative_prompt": "grey", "guidance_scale": 4.0}, ""),
     ],
 )

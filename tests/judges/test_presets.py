@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from services import serving
 
 from t2ialign import Prompt, UsageError
 from t2ialign.errors import SpecError
+from t2ialign.remarks.collect import of_part
 from t2ialign.spec.parse import parse_rewards
 from t2ialign.testing import check_reward
 from t2ialign_judges import presets, vqa
@@ -114,9 +116,13 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
 
 
 def test_options_that_the_form_does_not_use_are_named():
-    config = VlmJudgeConfig(model="m", preset="unifiedreward", form="yes")
-    assert config.remarks([]) == ["scale is not used by form = 'yes'", "pattern is not used by form = 'yes'"]
-    assert all(VlmJudgeConfig(model="m", preset=name).remarks([]) == [] for name in presets.PRESETS)
+    def told(**options):
+        (reward,) = parse_rewards([{"kind": "vlm-judge", "model": "m", **options}], "spec", Path())
+        return of_part("reward", reward, [])
+
+    lines = told(preset="unifiedreward", form="yes")
+    assert [line.split(" = ")[0] for line in lines] == ["reward 'vlm-judge': scale", "reward 'vlm-judge': pattern"]
+    assert all(told(preset=name) == [] for name in presets.PRESETS)
 
 
 FOX = Prompt("two red foxes", {"vqa_list": [["How many foxes are there?", "two"], ["Are they red?", "Yes"]]})

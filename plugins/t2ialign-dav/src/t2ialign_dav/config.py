@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from t2ialign import LoraOptimizerConfig, OptimizerConfig, Plan, Requirements
+from t2ialign.idle import Idle
 from t2ialign_dav.cost import Cost, lockstep, tree
 
 if TYPE_CHECKING:
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
 
 class SearchConfig(OptimizerConfig):
     """The E-step's options, with the defaults of the published code."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("initial_search", "particles = 1 leaves no choice", lambda own, _: own.particles == 1, "more particles"),
+        Idle(
+            "alpha gamma",
+            "one candidate, and no gradient of its value: nothing is weighed",
+            lambda own, _: own.particles == 1 and not own.value_gradient,
+            "more particles, or value_gradient = true",
+        ),
+    )
 
     particles: int = Field(4, ge=1, description="candidates M for the next latent, at every step of a trajectory")
     alpha: float = Field(0.005, gt=0, description="temperature of the target p(x) exp(r / alpha); lower exploits more")
@@ -53,6 +64,19 @@ class SearchConfig(OptimizerConfig):
 class WeightingConfig(SearchConfig):
     """How the lock-step search weighs and guides its candidates."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "guidance_cap",
+            "value_gradient = false guides nothing",
+            lambda own, _: not own.value_gradient,
+        ),
+        Idle(
+            "importance_sampling",
+            "value_gradient = false leaves no guided proposal to make up for",
+            lambda own, _: not own.value_gradient,
+        ),
+    )
+
     reward_unit: Literal["std", "raw"] = Field(
         "std", description="unit of alpha: the standard deviation of the base model's rewards, or the reward itself"
     )
@@ -68,6 +92,15 @@ class WeightingConfig(SearchConfig):
 
 class LearnConfig(LoraOptimizerConfig):
     """The M-step's options, with the defaults of the published code."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "accumulation",
+            "a step has fewer trajectories, and one update",
+            lambda own, spec: own.accumulation > spec.prompts.per_step * spec.prompts.images_per_prompt,
+            "lower it, or draw more",
+        ),
+    )
 
     hill_climbing: bool = Field(True, description="search with the current policy; false always with the base model")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW's")
@@ -89,6 +122,10 @@ class LearnConfig(LoraOptimizerConfig):
 
 class DavConfig(LearnConfig, WeightingConfig):
     """``kind = "dav"``."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("target", "with one candidate, mean and sample are the same", lambda own, _: own.particles == 1),
+    )
 
     target: Literal["mean", "sample"] = Field(
         "mean", description="what a transition should learn to hit: the candidates' weighted mean, or the chosen one"

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from t2ialign.config import CHECKPOINT, LORA, BackendConfig, Config, LoraFormat
 from t2ialign.foreign import read_object
+from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.spec import checkpoints
 
@@ -76,6 +77,10 @@ class QuantizationConfig(Config):
 class BaseLora(Config):
     """``[[backend.base_lora]]``: a LoRA that becomes a part of the frozen model, such as Lightning, LCM or a style."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("weight", "a strength of 0 adds nothing", lambda own, _: own.weight == 0, "leave the table out"),
+    )
+
     path: Annotated[str, LORA] = Field(
         description="a LoRA of diffusers, PEFT or kohya: file, folder, hub id or 'owner/name/<file>.safetensors'"
     )
@@ -86,6 +91,32 @@ class DiffusersConfig(BackendConfig):
     """``[backend]`` of a diffusers pipeline."""
 
     can_shard: ClassVar[bool] = True
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("vae_micro_batch", "vae_slicing decodes one image at a time", lambda own, _: own.vae_slicing),
+        Idle(
+            "vae_micro_batch",
+            "run.micro_batch is no larger",
+            lambda own, spec: own.vae_micro_batch >= spec.run.micro_batch and not own.vae_slicing,
+            "lower it, or leave it out",
+        ),
+        Idle(
+            "gradient_checkpointing",
+            "the optimizer has no backward pass through the network",
+            lambda own, spec: spec.keeps == "nothing",
+        ),
+        Idle(
+            "gradient_checkpointing",
+            "the optimizer has no backward pass through the decoder",
+            lambda own, spec: spec.keeps == "network" and "decoder" in own.gradient_checkpointing,
+            "leave 'decoder' out",
+        ),
+        Idle("lora_decoder", "the optimizer trains no LoRA", lambda own, spec: not spec.uses_lora),
+        Idle(
+            "offload",
+            "weights wait on the CPU anyway where run.device = 'cpu'",
+            lambda own, spec: spec.run.device == "cpu",
+        ),
+    )
     #: Steps in the model card's example.
     usual_steps: ClassVar[int] = 20
 
@@ -222,16 +253,20 @@ class DiffusersConfig(BackendConfig):
 class GuidedConfig(DiffusersConfig):
     """``[backend]`` of a pipeline with classifier-free guidance."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("negative_prompt", "guidance_scale switches guidance off", lambda own, _: not own.guided()),
+        Idle(
+            "guidance_scale",
+            "guidance is off at any value from 0 to 1",
+            lambda own, _: not own.guided() and own.guidance_scale not in (0.0, 1.0),
+            "set a value above 1, or 1",
+        ),
+    )
+
     guidance_scale: float = Field(1.0, ge=0, description="classifier-free guidance; at most 1 switches it off")
     negative_prompt: str | None = Field(
         None, description="what guidance leads away from; default: the empty prompt, as the pipeline encodes it"
     )
-
-    def remarks(self, prompts: Sequence[str]) -> list[str]:
-        found = super().remarks(prompts)
-        if self.negative_prompt and not self.guided():
-            found.append(f"negative_prompt: guidance_scale = {self.guidance_scale:g} switches guidance off")
-        return found
 
     def guided(self) -> bool:
         """Whether there is a second, negative branch."""

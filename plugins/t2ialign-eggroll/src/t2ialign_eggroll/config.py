@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from t2ialign import LoraOptimizerConfig, Plan, Requirements, UsageError
+from t2ialign.idle import Idle
 
 if TYPE_CHECKING:
     from t2ialign.spec.model import Spec
@@ -22,6 +23,16 @@ ENOUGH_MEMBERS, ENOUGH_IMAGES = 16, 4
 
 class EvolutionConfig(LoraOptimizerConfig):
     """Options that every evolution strategy of this plugin has."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("floor", "only shaping = 'antithetic' divides", lambda own, _: own.shaping != "antithetic"),
+        Idle(
+            "final_fraction",
+            "schedule = 'constant' keeps the learning rate",
+            lambda own, _: own.schedule == "constant",
+            "set schedule, or leave it out",
+        ),
+    )
 
     population: int = Field(32, ge=2, description="members N per step; each generates all images of the step")
     sigma: float = Field(
@@ -136,6 +147,9 @@ class OpenESConfig(EvolutionConfig):
 class EggrollConfig(EvolutionConfig):
     """``kind = "eggroll"``: low-rank noise (arXiv 2511.16652)."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("train", "with parameters = 'weights' no LoRA factor evolves", lambda own, _: own.parameters == "weights"),
+    )
     foreign_command_line: ClassVar[str] = "t2ialign_eggroll.hyperscale:spec_text"
 
     noise_rank: int = Field(1, ge=1, description="rank k of the perturbation of every matrix")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from t2ialign import BackendConfig
 from t2ialign.config import Checkpoint, Dtype
+from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.spec import checkpoints
+from t2ialign_var.config import GREEDY, PLAIN
 
 #: Most tokens of a prompt, in all released models.
 TEXT_LENGTH = 512
@@ -21,6 +23,17 @@ Guidance = Annotated[float, Field(ge=0)]
 
 class InfinityConfig(BackendConfig):
     """``[backend]`` with ``kind = "infinity"``."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("top_p", "top_k = 1 draws no bit", lambda own, _: own.top_k == 1),
+        Idle(
+            "tau",
+            "top_k = 1 draws no bit, and no optimizer asks for probabilities",
+            lambda own, spec: own.top_k == 1 and "tokens" not in spec.optimizer.requires().get("backend", ()),
+        ),
+        *GREEDY,
+        *PLAIN,
+    )
 
     checkpoint: Checkpoint = Field(
         "FoundationVision/Infinity",
@@ -61,8 +74,6 @@ class InfinityConfig(BackendConfig):
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         found, folder = super().remarks(prompts), checkpoints.on_disk(self.text_encoder)
-        if self.top_k == 1 and self.top_p != 0.97:
-            found.append(f"top_p = {self.top_p:g}: top_k = 1 draws no bit")
         limit = TextLimit("", TEXT_LENGTH)
         return found + (cut_prompts("the text encoder", limit, folder, prompts) if folder else [])
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from t2ialign.config import CHECKPOINT, Checkpoint, Config, Dtype
+from t2ialign.foreign import read_object
+from t2ialign.idle import Idle
+from t2ialign.spec import checkpoints
 from t2ialign.spec.prompts import data_of
 from t2ialign_judges import presets, rules, texts, vqa
 from t2ialign_rewards.config import ServiceConfig, web_address
@@ -41,6 +43,16 @@ class RulesConfig(Config):
 class GenEvalConfig(RulesConfig):
     """``geneval``."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "text_threshold",
+            "only Grounding DINO scores the tokens of class names",
+            lambda own, _: _detector(own.model) not in ("", "grounding-dino"),
+        ),
+        Idle("revision", "only weights of the hub have revisions", lambda own, _: checkpoints.is_local(own.model)),
+        Idle("clip_revision", "only weights of the hub have revisions", lambda own, _: checkpoints.is_local(own.clip)),
+    )
+
     model: Checkpoint = Field(
         "facebook/mask2former-swin-small-coco-instance",
         description="detector: a Mask2Former, OWLv2 or Grounding DINO in the transformers format; its config.json says"
@@ -66,8 +78,22 @@ class GenEvalConfig(RulesConfig):
     clip_revision: str | None = Field(None, description="hub revision of the CLIP model")
 
 
+def _detector(reference: str) -> str:
+    """A detector's model type, where its config.json is on disk."""
+    folder = checkpoints.on_disk(reference)
+    try:
+        return str(read_object(folder / "config.json").get("model_type", "")) if folder else ""
+    except (OSError, ValueError):
+        return ""
+
+
 class OcrConfig(Config):
     """``ocr``: 0 to 1. Letters count without case and spaces."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("contained", "form = 'exact' counts no edits", lambda own, _: own.form == "exact"),
+        Idle("every", "key gives the text, quotation marks do not count", lambda own, _: own.key is not None),
+    )
 
     form: Literal["similarity", "exact"] = Field(
         "similarity",
@@ -114,6 +140,22 @@ QUESTIONS = {
 class AskingConfig(ServiceConfig):
     """Options of every judge: a model behind an API that speaks OpenAI's chat protocol, or one of transformers."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("votes", "temperature = 0 gives the same answer each time", lambda own, _: own.temperature == 0),
+        Idle(
+            "extra timeout silence backoff wait token_variable concurrency",
+            "without url no service is asked",
+            lambda own, _: own.url is None,
+            "set url, or leave it out",
+        ),
+        Idle(
+            "dtype revision",
+            "the model behind url has its own",
+            lambda own, _: own.url is not None,
+        ),
+        Idle("question", "rubric takes its place", lambda own, _: own.rubric is not None, "leave one of them out"),
+    )
+
     model: str = Field(min_length=1, description="name of the model at the API; without url: hub id, folder or 'pkg:'")
     url: str | None = Field(
         None, description="the API, for example http://127.0.0.1:8000/v1; default: the model runs in this process"
@@ -157,6 +199,12 @@ class AskingConfig(ServiceConfig):
 class VlmJudgeConfig(AskingConfig):
     """``vlm-judge``: 0 to 1."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("relative", "only form = 'yes' reads it", lambda own, _: own.form != "yes"),
+        Idle("scale pattern", "only form = 'number' reads it", lambda own, _: own.form != "number"),
+        Idle("mean", "only form = 'questions' reads it", lambda own, _: own.form != "questions"),
+    )
+
     preset: presets.Name | None = Field(
         None,
         description="a published judge: sets the options below and max_tokens, and asks in our words for what it was"
@@ -197,12 +245,6 @@ class VlmJudgeConfig(AskingConfig):
         except ValueError as error:
             return str(error)
         return ""
-
-    def remarks(self, prompts: Sequence[str]) -> list[str]:
-        belongs = {"relative": "yes", "scale": "number", "pattern": "number", "mean": "questions"}
-        changed = [name for name in belongs if getattr(self, name) != type(self).model_fields[name].default]
-        idle = [name for name in changed if belongs[name] != self.form]
-        return super().remarks(prompts) + [f"{name} is not used by form = '{self.form}'" for name in idle]
 
     def usual_question(self) -> str:
         if published := presets.question(self.preset, self.form):

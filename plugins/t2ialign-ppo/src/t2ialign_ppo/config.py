@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from t2ialign import Config, OptimizerConfig, Plan, UsageError
 from t2ialign.config import PROMPT_FILE
+from t2ialign.idle import Idle
 from t2ialign.spec import prompts
 
 if TYPE_CHECKING:
@@ -21,6 +22,54 @@ USUAL_VALIDATION = 16
 
 class PpoEpdConfig(OptimizerConfig):
     """``kind = "ppo-epd"``. ``prompts.images_per_prompt`` is the size k of a group."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "scale_std scale_bound",
+            "scale_dir and scale_time = 'none' learn no scale",
+            lambda own, _: own.scale_dir == own.scale_time == "none",
+            "set scale_dir or scale_time, or leave it out",
+        ),
+        Idle(
+            "scale_bound",
+            "no scale is 'bounded'",
+            lambda own, _: (
+                "log-normal" in (own.scale_dir, own.scale_time) and "bounded" not in (own.scale_dir, own.scale_time)
+            ),
+        ),
+        Idle(
+            "minibatch",
+            "a step has fewer images",
+            lambda own, spec: own.minibatch > spec.prompts.per_step * spec.prompts.images_per_prompt,
+            "lower it, or draw more",
+        ),
+        Idle(
+            "clip",
+            "one pass in one minibatch: ratios are 1",
+            lambda own, spec: (
+                own.epochs == 1 and own.minibatch >= spec.prompts.per_step * spec.prompts.images_per_prompt
+            ),
+            "more epochs, or a smaller minibatch",
+        ),
+        Idle(
+            "validation_prompts validation_images",
+            "validate_every = 0 validates nothing",
+            lambda own, _: own.validate_every == 0,
+            "set validate_every, or leave it out",
+        ),
+        Idle(
+            "validate_every",
+            "the run has fewer steps, and validates its last table alone",
+            lambda own, spec: own.validate_every > spec.run.steps,
+            "lower it",
+        ),
+        Idle(
+            "validation_images",
+            "each has another prompt, and there are fewer",
+            lambda own, spec: own.validate_every > 0 and own.validation_images > len(own.validation_texts(spec)),
+            "more prompts",
+        ),
+    )
 
     concentration: float = Field(
         20.0, gt=0, description="sum of the Dirichlet parameters at the start: higher explores less"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from t2ialign import OptimizerConfig, Plan, Requirements, UsageError, plugins
 from t2ialign.bench.layouts import LAYOUTS
+from t2ialign.idle import Idle
 
 if TYPE_CHECKING:
     from t2ialign.spec.model import Chosen, Spec
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
 class ImageSearchConfig(OptimizerConfig):
     """What all searches for images share. One iteration gives every running search one more image."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "patience",
+            "a search has no more iterations",
+            lambda own, spec: own.patience >= own.iterations(spec),
+            "lower it, or leave it out",
+        ),
+    )
 
     layout: Literal["geneval", "t2i-compbench", "parti-prompts"] | None = Field(
         None, description="also export the images as this benchmark's scorer reads them"
@@ -84,6 +94,15 @@ class ImageSelectConfig(NoiseSearchConfig):
 
 class RenoConfig(NoiseSearchConfig):
     """``kind = "reno"`` (arXiv 2406.04312); the defaults are the published settings."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "max_gradient_norm regularisation learning_rate momentum solver scale_learning_rate",
+            "one iteration is the first image alone: no step is made",
+            lambda own, spec: spec.run.steps == 1,
+            "more run.steps",
+        ),
+    )
 
     solver: Literal["nesterov", "sgd", "adam"] = Field(
         "nesterov", description="gradient ascent with Nesterov or plain momentum, or Adam (with eps = 0.01)"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from t2ialign.config import CHECKPOINT, Checkpoint, Config, Dtype
+from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.spec import checkpoints
 
@@ -61,10 +62,28 @@ def web_address(url: str) -> str:
 class NetworkConfig(Config):
     """Options of every reward that runs a network of its own."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "revision",
+            "only weights of the hub have revisions",
+            lambda own, _: checkpoints.is_local(str(getattr(own, "model", getattr(own, "checkpoint", "")))),
+        ),
+        Idle(
+            "offload",
+            "weights are in CPU memory anyway where run.device = 'cpu'",
+            lambda own, spec: spec is not None and spec.run.device == "cpu",
+        ),
+    )
+
     revision: str | None = Field(None, description="hub revision (branch, tag or commit) of the weights")
     dtype: Dtype = Field("float32", description="dtype of the weights; scores are computed and returned in float32")
     micro_batch: int = Field(64, ge=1, description="images per forward pass; changes memory and speed, never scores")
     offload: bool = Field(False, description="keep the weights in CPU memory, on the device only while they are used")
+
+
+def _has_tokenizer(model: str) -> bool:
+    folder = checkpoints.on_disk(model)
+    return folder is not None and (folder / "tokenizer_config.json").is_file()
 
 
 class SquareConfig(NetworkConfig):
@@ -80,6 +99,10 @@ class SquareConfig(NetworkConfig):
 
 class ClipConfig(SquareConfig):
     """Options of the rewards that are a whole CLIP model in the transformers format."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("tokenizer", "the model has a tokenizer of its own", lambda own, _: _has_tokenizer(own.model)),
+    )
 
     model: Checkpoint = Field(CLIP_H, description="CLIP model: hub id, folder or 'pkg:<package>/<path>'")
     tokenizer: Checkpoint = Field(
@@ -249,6 +272,20 @@ class JpegConfig(Config):
 
 class ServiceConfig(Config):
     """Options of every client of an HTTP service."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "silence",
+            "timeout ends a silent answer before",
+            lambda own, _: own.silence is not None and own.silence >= own.timeout,
+            "lower it, or leave it out",
+        ),
+        Idle(
+            "backoff",
+            "retries = 0 and wait = 0 ask once",
+            lambda own, _: own.retries == 0 and own.wait == 0,
+        ),
+    )
 
     timeout: float = Field(60.0, gt=0, description="seconds for one answer, from the first byte to the last")
     silence: float | None = Field(None, gt=0, description="seconds without a byte; default: timeout")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from t2ialign import LoraOptimizerConfig, Plan, Requirements, UsageError
+from t2ialign.idle import Idle
 
 if TYPE_CHECKING:
     from t2ialign.spec.model import Spec
@@ -51,6 +52,14 @@ class NoisingConfig(GroupConfig):
         "refuse",
         description="what to do with a model that was distilled to a few steps: it never learnt to denoise at all noise"
         " levels, and its images blur when it does",
+    )
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "few_step",
+            "the model was not distilled to a few steps, as far as names tell",
+            lambda own, spec: "few-step" not in spec.backend.provides(),
+        ),
     )
 
     def distilled(self, spec: Spec) -> str:
@@ -118,6 +127,12 @@ class NftConfig(ForwardConfig):
 class AwmConfig(ForwardConfig):
     """``kind = "awm"``."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("clip", "with updates = 1 all ratios are 1", lambda own, _: own.updates == 1, "more updates"),
+        Idle("power", "only weighting = 'ghuber' has a power", lambda own, _: own.weighting != "ghuber"),
+        Idle("slow_decay", "slow_kl = 0 compares with no slow policy", lambda own, _: own.slow_kl == 0),
+    )
+
     timestep_fraction: float = Field(0.9, gt=0, le=1, description="part of the grid that is used, from the noisy end")
     weighting: Literal["uniform", "t", "t2", "huber", "ghuber"] = Field(
         "ghuber", description="the surrogate log-probability of a matching error"
@@ -135,6 +150,28 @@ class AwmConfig(ForwardConfig):
 
 class FlowGrpoConfig(AdvantageConfig):
     """``kind = "flow-grpo"``."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("clip", "with updates = 1 all ratios are 1", lambda own, _: own.updates == 1, "more updates"),
+        Idle(
+            "window_course window_first window_every window_stride",
+            "without window all steps are learnt from",
+            lambda own, _: own.window is None,
+            "set window, or leave it out",
+        ),
+        Idle(
+            "window_every window_stride",
+            "only window_course = 'sliding' moves on",
+            lambda own, _: own.window is not None and own.window_course != "sliding",
+        ),
+        Idle(
+            "window",
+            "the sampler has no more steps",
+            lambda own, spec: own.window_first == 0 and own.window >= spec.sampler_config.evaluations(),
+            "lower it, or leave it out",
+        ),
+        Idle("kl_form", "kl = 0 weighs no divergence", lambda own, _: own.kl == 0, "set kl, or leave it out"),
+    )
 
     clip: float = Field(1e-4, gt=0, description="ratios count only within 1 +- clip; they are of mean log-densities")
     log_prob: Literal["density", "distance", "guard"] = Field(
@@ -176,6 +213,10 @@ class FlowGrpoConfig(AdvantageConfig):
 class GrpoArConfig(AdvantageConfig):
     """``kind = "grpo-ar"``."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("clip", "with updates = 1 all ratios are 1", lambda own, _: own.updates == 1, "more updates"),
+    )
+
     needed: ClassVar[set[str]] = {"tokens"}
 
     learning_rate: float = Field(1e-5, gt=0, description="AdamW's")
@@ -200,6 +241,15 @@ class GrpoArConfig(AdvantageConfig):
 
 class OnlineDpoConfig(NoisingConfig):
     """``kind = "online-dpo"``."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "reference_every",
+            "the run makes fewer solver steps: the base model stays the reference",
+            lambda own, spec: own.reference_every > own.updates * spec.run.steps,
+            "lower it",
+        ),
+    )
 
     beta: float = Field(
         100.0,
@@ -241,6 +291,22 @@ class DirectConfig(OnlineConfig):
 
 class DraftConfig(DirectConfig):
     """``kind = "draft"``."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("last_draw", "last = 1 leaves nothing to draw", lambda own, _: own.last == 1, "raise last"),
+        Idle(
+            "last",
+            "the sampler calls the network less often",
+            lambda own, spec: own.last > spec.sampler_config.evaluations(),
+            "lower it",
+        ),
+        Idle(
+            "refl",
+            "the sampler calls the network less often",
+            lambda own, spec: own.refl > spec.sampler_config.evaluations(),
+            "lower it",
+        ),
+    )
 
     last: int = Field(1, ge=1, description="network calls at the end that keep their gradient: K")
     last_draw: Literal["fixed", "uniform"] = Field(

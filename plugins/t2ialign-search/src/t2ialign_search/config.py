@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from t2ialign import Plan, Requirements, UsageError
+from t2ialign.idle import Idle
 from t2ialign_reno.config import ImageSearchConfig, NoiseSearchConfig
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ class ZeroOrderConfig(NoiseSearchConfig):
 class TrajectorySearchConfig(ImageSearchConfig):
     """What searches along trajectories share: a pass is a whole search, and ``run.steps`` is not used."""
 
+    #: Of the table [run]: its searches have ``passes``.
+    uses_run_steps: ClassVar[bool] = False
+
     passes: int = Field(1, ge=1, description="whole searches per image, one after the other; the best is delivered")
 
     def iterations(self, spec: Spec) -> int:
@@ -53,6 +57,28 @@ class TrajectorySearchConfig(ImageSearchConfig):
 
 class FkConfig(TrajectorySearchConfig):
     """``kind = "fk-steering"`` (arXiv 2501.06848)."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "potential resampling ess_threshold adaptive resample_from resample_until resample_every resample_last",
+            "a single particle has none to be resampled with",
+            lambda own, _: own.particles == 1,
+            "more particles",
+        ),
+        Idle("lmbda", "a single particle is not weighed", lambda own, _: own.particles == 1, "more particles"),
+        Idle("potential", "lmbda = 0 weighs all particles alike", lambda own, _: own.lmbda == 0, "set lmbda above 0"),
+        Idle(
+            "ess_threshold",
+            "adaptive = false resamples at every look",
+            lambda own, _: not (own.adaptive or own.resample_last),
+        ),
+        Idle(
+            "resample_from resample_until resample_every",
+            "no step of the sampler is looked at",
+            lambda own, spec: own.particles > 1 and not (own.resample_last or own.looks(spec)),
+            "bring them inside the sampler's steps",
+        ),
+    )
 
     particles: int = Field(4, ge=1, description="trajectories of every image, resampled among each other")
     potential: Literal["difference", "max", "sum", "reward"] = Field(
@@ -87,6 +113,12 @@ class FkConfig(TrajectorySearchConfig):
         last = steps - fifth if self.resample_until is None else self.resample_until
         return first, last, self.resample_every or fifth
 
+    def looks(self, spec: Spec) -> bool:
+        """Whether particles are weighed at any step before the last."""
+        steps = spec.sampler_config.evaluations()
+        first, last, every = self.schedule(steps)
+        return any(first <= step <= last and (step - first) % every == 0 for step in range(steps - 1))
+
     def cost(self, spec: Spec) -> int:
         return self.particles * spec.sampler_config.evaluations()
 
@@ -96,6 +128,20 @@ class FkConfig(TrajectorySearchConfig):
 
 class EvoConfig(TrajectorySearchConfig):
     """``kind = "evo-search"`` (arXiv 2505.17618); the default sizes are those published for FLUX."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "reentry",
+            "all generations are at step 0, before anything is drawn",
+            lambda own, spec: own.reentry == "input" and own.schedule(own.steps(spec))[-1] == 0,
+            "a stochastic sampler, later steps in evolution_schedule, or leave it out",
+        ),
+        Idle(
+            "mutation_rate",
+            "no generation is at step 0, where it is the share of new noise",
+            lambda own, spec: own.reentry != "post" and own.schedule(own.steps(spec))[0] > 0,
+        ),
+    )
 
     evolution_schedule: list[int] | None = Field(
         None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from t2ialign import Requirements, SamplerConfig
 from t2ialign.config import CHECKPOINT
 from t2ialign.errors import UsageError
 from t2ialign.foreign import parse_json, read_object, shown, tensor_header
+from t2ialign.idle import Idle
 from t2ialign.spec.checkpoints import local_path
 
 Schedule = Literal["native", "polynomial", "logsnr", "time_uniform", "discrete", "flowmatch"]
@@ -41,6 +42,21 @@ class ConsistencyConfig(SamplerConfig):
 class ScheduleConfig(SamplerConfig):
     """Number and spacing of the steps, for every solver."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "rho",
+            "only the schedules 'polynomial', 'time_uniform' and 'discrete' have an exponent",
+            lambda own, _: own.schedule not in ("polynomial", "time_uniform", "discrete"),
+            "set schedule, or leave it out",
+        ),
+        Idle(
+            "to_zero",
+            "the 'native' grid decides for itself where it ends",
+            lambda own, _: own.schedule == "native",
+            "set schedule, or leave it out",
+        ),
+    )
+
     steps: int = Field(20, ge=1, description="intervals from noise to data")
     schedule: Schedule = Field(
         "native",
@@ -62,6 +78,15 @@ class ScheduleConfig(SamplerConfig):
 
 class DdimConfig(ScheduleConfig):
     """``kind = "ddim"``."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "eta",
+            "a single step that ends at noise level 0 adds no noise",
+            lambda own, _: own.steps == 1 and own.to_zero,
+            "more steps, or leave it out",
+        ),
+    )
 
     eta: float = Field(0.0, ge=0, le=1, description="stochasticity: 0 deterministic, 1 ancestral (DDPM)")
 
@@ -94,11 +119,34 @@ class Dpm2Config(TwoStageConfig):
 class IpndmConfig(OdeConfig):
     """``kind = "ipndm"``."""
 
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "order",
+            "so many earlier directions are never there",
+            lambda own, _: own.order > own.steps,
+            "more steps, or a lower order",
+        ),
+    )
+
     order: int = Field(4, ge=1, le=4, description="Adams-Bashforth order")
 
 
 class EpdConfig(OdeConfig):
     """``kind = "epd"``."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "start steps points schedule rho",
+            "the table decides it",
+            lambda own, _: own.table is not None,
+            "leave it out, or the table",
+        ),
+        Idle(
+            "probes_per_call",
+            "an interval has no more probes",
+            lambda own, _: own.table is None and own.probes_per_call >= own.points,
+        ),
+    )
 
     table: Annotated[str | None, CHECKPOINT] = Field(
         None,

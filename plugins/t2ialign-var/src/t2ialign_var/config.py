@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from t2ialign import BackendConfig
+from t2ialign import BackendConfig, checkpoints
 from t2ialign.config import Checkpoint
+from t2ialign.idle import Idle
+
+#: What holds for every model that draws token by token.
+GREEDY = (
+    Idle(
+        "top_k",
+        "nothing is drawn, so all images of a prompt are the same, whatever their seeds",
+        lambda own, spec: own.top_k == 1 and max(spec.prompts.images_per_prompt, spec.evaluation.images_per_prompt) > 1,
+        "one image per prompt, or top_k = 0",
+    ),
+)
+PLAIN = (
+    Idle(
+        "guidance_scale top_k top_p",
+        "with optimizer.policy = 'plain' training images are drawn without it; grids and evaluation have it",
+        lambda own, spec: getattr(spec.optimizer.config, "policy", "") == "plain",
+        "set optimizer.policy = 'surrogate', or nothing",
+    ),
+)
+
+
+def _has_config(reference: str) -> bool:
+    folder = checkpoints.on_disk(reference)
+    return folder is not None and (folder / "config.json").is_file()
 
 
 class VarConfig(BackendConfig):
     """``[backend]`` with ``kind = "var"``."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle("top_p", "top_k = 1 draws no code", lambda own, _: own.top_k == 1),
+        Idle("depth", "the checkpoint's config.json has its own", lambda own, _: _has_config(own.checkpoint)),
+        *GREEDY,
+        *PLAIN,
+    )
 
     checkpoint: Checkpoint = Field(
         "FoundationVision/var",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from t2ialign import LoraOptimizerConfig, Plan, Requirements, UsageError
+from t2ialign.idle import Idle
 
 if TYPE_CHECKING:
     from t2ialign.spec.model import Spec
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
 
 class HyperNoiseConfig(LoraOptimizerConfig):
     """``kind = "hyper-noise"`` (arXiv 2508.09968); the defaults are those of the published code."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "warmup",
+            "the run has fewer updates, and never reaches learning_rate",
+            lambda own, spec: own.warmup > spec.run.steps,
+            "lower it, or more run.steps",
+        ),
+        Idle("regulariser", "regularisation = 0 weighs no penalty", lambda own, _: own.regularisation == 0),
+    )
 
     solver: Literal["sgd", "adamw"] = Field("sgd", description="with momentum 0.9, or AdamW")
     learning_rate: float = Field(1e-3, gt=0, description="after the warm-up")
