@@ -9,20 +9,22 @@ from t2ialign.config import (
     Config,
     EvaluationConfig,
     LoraConfig,
-    MlflowConfig,
     PromptsConfig,
     RewardMixConfig,
     RunConfig,
     SamplesConfig,
+)
+from t2ialign.idle import Idle, declared
+from t2ialign.spec.checkpoints import is_local
+from t2ialign.spec.model import Plan, Spec
+from t2ialign.tracker_options import (
+    MlflowConfig,
     SwanlabConfig,
     TensorBoardConfig,
     TrackersConfig,
     TrackioConfig,
     WandbConfig,
 )
-from t2ialign.idle import Idle, declared
-from t2ialign.spec.checkpoints import is_local
-from t2ialign.spec.model import Plan, Spec
 
 NOTHING = "nothing: it does no harm"
 

@@ -25,12 +25,12 @@ from t2ialign.config import (
     RunConfig,
     SamplerConfig,
     SamplesConfig,
-    TrackersConfig,
 )
 from t2ialign.declaration import Declaration, checked_requirements, checked_words
 from t2ialign.errors import PartError, UsageError, blaming, nearest
 from t2ialign.spec import checkpoints
 from t2ialign.spec.prompts import HUB, Prompt, from_hub, in_folder, read
+from t2ialign.tracker_options import TrackersConfig
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,6 @@ from t2ialign.config import (
     RewardMixConfig,
     RunConfig,
     SamplesConfig,
-    TrackersConfig,
 )
 from t2ialign.declaration import Declaration
 from t2ialign.errors import SpecError, SpecProblem, UsageError, blaming, nearest
@@ -28,6 +27,7 @@ from t2ialign.spec import checkpoints, prompts, toml
 from t2ialign.spec.capabilities import capability_problems
 from t2ialign.spec.model import SPLITS, Chosen, ChosenReward, Spec, existing, formats_problem, prompt_files
 from t2ialign.spec.problems import from_pydantic, show
+from t2ialign.tracker_options import TrackersConfig
 
 C = TypeVar("C", bound=Config)
 TABLES: dict[str, type[Config]] = {

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from t2ialign.config import TrackersConfig
 from t2ialign.storage import files
+from t2ialign.tracker_options import TrackersConfig
 from t2ialign.trackers.worker import read_state
 
 #: What a tracker's process must not see: devices, and the ranks of the run, of which it is none.

@@ -16,7 +16,7 @@ MOST_MODULES, MOST_LINES = 10, 400
 #: Lowest first; what stands on one line may import each other and everything above the line, never below it.
 ORDER = """\
 errors hookspecs places foreign idle
-config declaration plugins
+config tracker_options declaration plugins
 spec
 remarks
 ranks
