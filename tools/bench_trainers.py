@@ -2,15 +2,18 @@
 
     OMP_NUM_THREADS=1 python tools/bench_trainers.py --seeds 3
     python tools/bench_trainers.py --tasks digits --rules eggroll pgpe --seeds 1
+    python tools/bench_trainers.py --tasks cartpole --tune      the same and other step sizes; default / best of them
 
 All rules see the same fitness: one number per member, one minibatch (or one set of starts) per generation; what is
 measured is the centre after the last generation:
 
     digits    64-64-10 MLP on scikit-learn's digits, minibatches of 64, 64 x 300 evaluations; test accuracy
-    cartpole  4-16-2 policy, mean return of 4 episodes of at most 500 steps, 64 x 30; mean return of 50 / 500
+    cartpole  4-16-2 policy, mean return of 4 episodes of at most 500 steps, 64 x 12; mean return of 50 / 500
     cnn       two convolutions and a linear layer on digits, minibatches of 32, 64 x 200; test accuracy
     copy      a transformer block that copies 5 of 8 symbols, minibatches of 16, 64 x 250; share of right symbols
 
+"their defaults" is the form of eggroll-trainer with that package's own numbers, run by our class of the same interface:
+members around the centre, noise of their own, where the package itself perturbs each member around the one before.
 evotorch (not needed by anything else here) takes part where it can be imported: PGPE with ClipUp and SNES, with the
 radius of 4.5 and the speed radius / 15 of its examples. SGD back-propagates the same loss and gets as many
 forwards, a backward counted as two.
@@ -24,17 +27,21 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from t2ialign_eggroll import EggrollTrainer, OpenESTrainer, PGPETrainer, SNESTrainer
+from t2ialign_eggroll import CMAESTrainer, EggrollTrainer, OpenESTrainer, PGPETrainer, SNESTrainer
 from t2ialign_eggroll.eggroll_trainer import EGGROLLTrainer
+from t2ialign_eggroll.trainers.cma import MOST
+from t2ialign_eggroll.trainers.defaults import SIGMA
 
 POPULATION = 64
+#: Factors of the default step that ``--tune`` tries.
+GRID = (0.25, 0.5, 2.0, 4.0)
 
 
 @dataclass
@@ -75,6 +82,7 @@ def cartpole_return(net: nn.Module, episodes: int, limit: int = 500) -> Tensor:
     """Mean steps until a pole on a cart falls or the cart leaves its track; the policy pushes left or right."""
     position, speed, angle, spin = (torch.rand(4, episodes) - 0.5).mul(0.1)
     alive, steps = torch.ones(episodes, dtype=torch.bool), torch.zeros(episodes)
+    # To the end, though all may have fallen: the whole population goes through it at once.
     for _ in range(limit):
         force = 20.0 * net(torch.stack([position, speed, angle, spin], 1)).argmax(1) - 10.0
         push = (force + 0.05 * spin.square() * angle.sin()) / 1.1
@@ -82,10 +90,8 @@ def cartpole_return(net: nn.Module, episodes: int, limit: int = 500) -> Tensor:
         pull = push - 0.05 * turn * angle.cos() / 1.1
         position, speed = position + 0.02 * speed, speed + 0.02 * pull
         angle, spin = angle + 0.02 * spin, spin + 0.02 * turn
-        steps += alive
+        steps = steps + alive
         alive = alive & (position.abs() <= 2.4) & (angle.abs() <= math.radians(12))
-        if not alive.any():
-            break
     return steps.mean()
 
 
@@ -149,8 +155,7 @@ TASKS: dict[str, Callable[[], Task]] = {
         policy,
         lambda net: cartpole_return(net, 4),
         lambda net: cartpole_return(net, 50).item() / 500,
-        30,
-        batched=False,
+        12,
         gradient=False,
     ),
     "cnn": lambda: classification(cnn, (1, 8, 8), 32, 200),
@@ -158,12 +163,27 @@ TASKS: dict[str, Callable[[], Task]] = {
 }
 
 
-def ours(kind: type, **options: object) -> Callable[[Task, nn.Module, int], None]:
-    def run(task: Task, model: nn.Module, seed: int) -> None:
-        trainer = kind(model, task.fitness, population_size=POPULATION, batched=task.batched, seed=seed, **options)
-        trainer.train(task.generations)
+@dataclass(frozen=True)
+class Ours:
+    """A trainer of ours at its defaults but for some options."""
 
-    return run
+    kind: type
+    options: dict[str, object] = field(default_factory=dict)
+
+    def __call__(self, task: Task, model: nn.Module, seed: int) -> None:
+        options = {"population_size": POPULATION, "batched": task.batched, "seed": seed} | self.options
+        self.kind(model, task.fitness, **options).train(task.generations)
+
+    def at(self, factor: float) -> Ours:
+        """With steps of another size; CMA-ES has none, but the width that it begins with."""
+        if self.kind is CMAESTrainer:
+            return Ours(self.kind, self.options | {"sigma": SIGMA * factor})
+        own = {"learning_rate": factor} | ({} if self.kind is SNESTrainer else {"scale": "relative"})
+        return Ours(self.kind, self.options | own)
+
+
+def ours(kind: type, **options: object) -> Ours:
+    return Ours(kind, options)
 
 
 def their_defaults(task: Task, model: nn.Module, seed: int) -> None:
@@ -230,6 +250,7 @@ RULES: dict[str, Callable[[Task, nn.Module, int], None]] = {
     "open-es": ours(OpenESTrainer),
     "pgpe": ours(PGPETrainer),
     "snes": ours(SNESTrainer),
+    "cma-es": ours(CMAESTrainer),
     "eggroll adam": ours(EggrollTrainer, optimizer="adam"),
     "eggroll momentum": ours(EggrollTrainer, optimizer="momentum"),
     "eggroll x 0.5": ours(EggrollTrainer, scale="relative", learning_rate=0.5),
@@ -248,42 +269,73 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--tune", action="store_true", help="our rules at other step sizes too, and default / best")
     parser.add_argument("--json", help="append one JSON object per run to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    ratios: dict[tuple[str, str], str] = {}
     for name in options.tasks:
         task = TASKS[name]()
         for rule in options.rules:
-            if rule.startswith("evotorch") and importlib.util.find_spec("evotorch") is None:
+            if not takes_part(rule, task):
                 continue
-            if rule == "sgd" and not task.gradient:
-                continue
-            for seed in range(options.seeds):
-                torch.manual_seed(seed)
-                model = task.model()
-                start = time.process_time()
-                RULES[rule](task, model, seed)
-                seconds = time.process_time() - start
-                torch.manual_seed(1000)
-                with torch.no_grad():
-                    quality = task.quality(model.eval())
-                found.setdefault((rule, name), []).append((quality, seconds))
-                line = {"task": name, "rule": rule, "seed": seed, "quality": quality, "cpu_seconds": seconds}
-                if options.json:
-                    with Path(options.json).open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
-                print(f"{name:10}{rule:20}seed {seed}  {quality:.3f}  {seconds:6.1f} CPU s", flush=True)
-    print("\n| rule | " + " | ".join(options.tasks) + " |\n|---|" + "---|" * len(options.tasks))
-    for rule in options.rules:
-        if any((rule, name) in found for name in options.tasks):
-            print(f"| {rule} | " + " | ".join(cell(found.get((rule, name), [])) for name in options.tasks) + " |")
+            run = RULES[rule]
+            found[rule, name] = [measured(run, task, name, rule, seed, options.json) for seed in range(options.seeds)]
+            if options.tune and isinstance(run, Ours):
+                means = {1.0: mean_quality(found[rule, name])}
+                for factor in GRID:
+                    label, other = f"{rule} at {factor:g}", run.at(factor)
+                    runs = [measured(other, task, name, label, seed, options.json) for seed in range(options.seeds)]
+                    means[factor] = mean_quality(runs)
+                best = max(means, key=means.__getitem__)
+                ratios[rule, name] = f"{means[1.0] / means[best]:.2f} ({means[best]:.3f} at {best:g})"
+    print_table("rule", options.rules, options.tasks, {key: cell(runs) for key, runs in found.items()})
+    if ratios:
+        print_table("default / best step", options.rules, options.tasks, ratios)
+
+
+def takes_part(rule: str, task: Task) -> bool:
+    if rule.startswith("evotorch"):
+        return importlib.util.find_spec("evotorch") is not None
+    if rule == "cma-es":
+        return sum(p.numel() for p in task.model().parameters()) <= MOST
+    return rule != "sgd" or task.gradient
+
+
+def measured(
+    run: Callable[[Task, nn.Module, int], None], task: Task, name: str, rule: str, seed: int, file: str | None
+) -> tuple[float, float]:
+    """Quality and CPU seconds of one training."""
+    torch.manual_seed(seed)
+    model = task.model()
+    start = time.process_time()
+    run(task, model, seed)
+    seconds = time.process_time() - start
+    torch.manual_seed(1000)
+    with torch.no_grad():
+        quality = task.quality(model.eval())
+    if file:
+        line = {"task": name, "rule": rule, "seed": seed, "quality": quality, "cpu_seconds": seconds}
+        with Path(file).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+    print(f"{name:10}{rule:24}seed {seed}  {quality:.3f}  {seconds:6.1f} CPU s", flush=True)
+    return quality, seconds
+
+
+def mean_quality(runs: list[tuple[float, float]]) -> float:
+    return sum(quality for quality, _ in runs) / len(runs)
+
+
+def print_table(head: str, rules: list[str], tasks: list[str], cells: dict[tuple[str, str], str]) -> None:
+    print(f"\n| {head} | " + " | ".join(tasks) + " |\n|---|" + "---|" * len(tasks))
+    for rule in rules:
+        if any((rule, name) in cells for name in tasks):
+            print(f"| {rule} | " + " | ".join(cells.get((rule, name), "") for name in tasks) + " |")
 
 
 def cell(runs: list[tuple[float, float]]) -> str:
     """Mean quality, the seeds' own, and mean CPU seconds."""
-    if not runs:
-        return ""
     quality, seconds = (sum(column) / len(runs) for column in zip(*runs, strict=True))
     return f"{quality:.3f} ({' '.join(f'{q:.3f}' for q, _ in runs)}), {seconds:.0f} s"
 

@@ -405,6 +405,24 @@ def test_one_tensor_of_many_scores_is_refused_with_its_shape():
         EggrollTrainer(mlp(), lambda model: model(X), population_size=4).step()
 
 
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [(9.0, "none has had a higher one: if that is the most"), (-9.0, "earlier ones differed and reached")],
+)
+def test_a_fitness_that_becomes_constant_is_not_said_to_depend_on_nothing(caplog, later, words):
+    """At a ceiling every member has the highest score; lost in a plain, all have one that is lower than before."""
+    calls = []
+
+    def fitness(model):
+        calls.append(float(closeness(model)))
+        return calls[-1] if len(calls) <= 4 else later
+
+    EggrollTrainer(mlp(), fitness, population_size=4).train(4)
+    (told,) = [record.message for record in caplog.records if "same fitness" in record.message]
+    assert told.startswith(f"all members have the same fitness, {later:g}")
+    assert words in told
+
+
 def test_a_constant_fitness_is_named_once(caplog):
     EggrollTrainer(mlp(), lambda model: 1.0, population_size=4).train(3)
     assert [record.message for record in caplog.records if "same fitness" in record.message] == [

@@ -50,7 +50,8 @@ class Scorer:
         self.batched = batched
         self.chunk_size = chunk_size
         self.device = next(iter(devices.values()))
-        self._seen = self._told_constant = self._told_nonfinite = False
+        self._seen = self._differed = self._told_constant = self._told_nonfinite = False
+        self._best = -torch.inf
 
     @torch.no_grad()
     def evaluate(self, noise: MemberNoise, count: int, seed: int) -> Tensor:
@@ -182,13 +183,36 @@ class Scorer:
                 len(scores) - len(finite),
                 len(scores),
             )
-        if len(finite) > 1 and bool((finite == finite[0]).all()) and not self._told_constant:
-            self._told_constant = True
-            log.warning(
-                "all members have the same fitness, %g: it does not depend on the trained parameters (random numbers"
-                " are the same for all members), or sigma is too small to show",
-                finite[0].item(),
+        self._tell_constant(finite)
+
+    def _tell_constant(self, finite: Tensor) -> None:
+        """Of a generation in which nothing tells the members apart; where others did, it may be the end of the way."""
+        if len(finite) < 2:
+            return
+        best, differed = finite.max().item(), self._differed
+        before, self._best = self._best, max(self._best, best)
+        if bool((finite != finite[0]).any()):
+            self._differed = True
+            return
+        if self._told_constant:
+            return
+        self._told_constant = True
+        if not differed:
+            reason = (
+                ": it does not depend on the trained parameters (random numbers are the same for all members), or sigma"
+                " is too small to show"
             )
+        elif best >= before:
+            reason = (
+                ", and none has had a higher one: if that is the most that the fitness gives, training is done; such a"
+                " generation gives no direction"
+            )
+        else:
+            reason = (
+                f", where earlier ones differed and reached {before:g}: they may have left the region in which the fitness"
+                " tells them apart; take a smaller step or sigma"
+            )
+        log.warning("all members have the same fitness, %g%s", best, reason)
 
 
 def _compiled(module: nn.Module) -> bool:
