@@ -50,6 +50,8 @@ class Scorer:
         self.batched = batched
         self.chunk_size = chunk_size
         self.device = next(iter(devices.values()))
+        if batched and self.device.type == "cpu":
+            _keep_freed_memory()
         self._seen = self._differed = self._told_constant = self._told_nonfinite = False
         self._best = -torch.inf
 
@@ -209,10 +211,20 @@ class Scorer:
             )
         else:
             reason = (
-                f", where earlier ones differed and reached {before:g}: they may have left the region in which the fitness"
-                " tells them apart; take a smaller step or sigma"
+                f", where earlier ones differed and reached {before:g}: they may have left the region in which the"
+                " fitness tells them apart; take a smaller step or sigma"
             )
         log.warning("all members have the same fitness, %g%s", best, reason)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep the memory of one batch of members for the next.
+
+    glibc gives large blocks back to the system, and each page that comes back costs a fault and 4 kB of zeros, which
+    took as long as the arithmetic. It keeps what is smaller than the largest block that was freed so far, up to 32 MB
+    (mallopt(3), M_MMAP_THRESHOLD), so one that nobody touches is freed here. Others take no notice.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _compiled(module: nn.Module) -> bool:
