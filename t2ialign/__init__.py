@@ -18,6 +18,7 @@ from t2ialign.parts.denoiser import Denoiser
 from t2ialign.parts.reward import ReferenceReward, Reward
 from t2ialign.parts.sampler import Sampler, StepSampler
 from t2ialign.problem.optimizer import LoraOptimizer, Optimizer, StepResult
+from t2ialign.sizes import ImageSize, height_width
 from t2ialign.spec import checkpoints
 from t2ialign.spec.model import LoraOptimizerConfig, OptimizerConfig, Plan
 from t2ialign.spec.prompts import Prompt
@@ -57,6 +58,7 @@ __all__ = [
     "Config",
     "Denoiser",
     "DiffusionPath",
+    "ImageSize",
     "LoraConfig",
     "LoraOptimizer",
     "LoraOptimizerConfig",
@@ -81,6 +83,7 @@ __all__ = [
     "T2IAlignError",
     "UsageError",
     "checkpoints",
+    "height_width",
     "hookimpl",
     "open_run",
     "run",

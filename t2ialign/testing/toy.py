@@ -7,6 +7,7 @@ milliseconds on a CPU.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,11 +21,11 @@ from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.paths import DiffusionPath, FlowPath
 
 
-def network(inputs: int, gain: float = 1.0) -> nn.Sequential:
+def network(inputs: int, outputs: int = 48, gain: float = 1.0) -> nn.Sequential:
     """Two frozen linear layers with seeded weights, which no draw of anyone else changes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(inputs, 32), nn.Tanh(), nn.Linear(32, 48)).requires_grad_(False)
+        net = nn.Sequential(nn.Linear(inputs, 32), nn.Tanh(), nn.Linear(32, outputs)).requires_grad_(False)
     for name, parameter in net.named_parameters():
         if name.endswith("weight"):
             parameter.mul_(gain)
@@ -69,17 +70,20 @@ class ToyBackend(t2ialign.Backend):
 
     class Config(t2ialign.BackendConfig):
         can_shard = True
+        image_size: t2ialign.ImageSize = Field(4, description="pixels per side, or [height, width]")
 
         def lora_targets(self) -> list[str]:
             return ["0", "2"]
 
     def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
+        size = t2ialign.height_width(config.image_size)
+        self.info = t2ialign.BackendInfo("diffusion", (3, *size), size, base_model="some/model")
         self.net = self.build().to(self.device)
-        self.info = t2ialign.BackendInfo("diffusion", (3, 4, 4), (4, 4), base_model="some/model")
 
     def build(self) -> nn.Sequential:
-        return network(56)
+        numbers = math.prod(self.info.latent_shape)
+        return network(numbers + 8, numbers)
 
     @property
     def trainable(self) -> nn.Module:
@@ -103,7 +107,8 @@ class ToyFlow(ToyBackend):
     """The same sizes as a rectified flow that depends on time, curved enough that solvers differ."""
 
     def build(self) -> nn.Sequential:
-        return network(57, gain=3)
+        numbers = math.prod(self.info.latent_shape)
+        return network(numbers + 9, numbers, gain=3)
 
     def denoiser(self, conditioning: Conditioning) -> FlowDenoiser:
         return FlowDenoiser(self.net, conditioning)

@@ -36,7 +36,7 @@ def test_flags_arrive_in_every_form():
     text = spec_text(
         "python main.py --backend=zimage --pop_size 128 --sigma 5e-3 --lr_scale=1.0 --use_antithetic no --egg_rank 2"
         " --theta_max_norm 0 --max_step_norm 2 --w_pick 0.5 --w_text 2 --zimage_use_gguf --zimage_steps 5"
-        " --zimage_lora_targets to_q,to_k --zimage_compile_transformer 1 --prompts_per_gen 6 --batches_per_gen 2"
+        " --zimage_lora_targets to_q,to_k --zimage_compile_transformer 1 --zimage_width 512 --prompts_per_gen 6 --batches_per_gen 2"
     )
     spec = tomllib.loads(text)
     assert spec["optimizer"]["population"] == 128
@@ -49,6 +49,7 @@ def test_flags_arrive_in_every_form():
     assert spec["sampler"] == {"kind": "euler", "steps": 5}
     assert spec["backend"]["network_file"] == "z_image_turbo-Q3_K_S.gguf"
     assert spec["backend"]["compile"] == "default"
+    assert spec["backend"]["image_size"] == [384, 512]
     assert spec["backend"]["lora"]["targets"] == ["to_q", "to_k"]
     assert (spec["prompts"]["per_step"], spec["prompts"]["images_per_prompt"]) == (6, 2)
 
@@ -94,7 +95,6 @@ def test_what_differs_is_a_comment():
         ("main.py --run_name 'open", "cannot be read"),
         ("main.py --inf_cfg_list 3,x", "comma-separated"),
         ("main.py --w_pick 0", "nothing would be optimised"),
-        ("main.py --backend zimage --zimage_width 512", "square"),
         ("main.py --inf_cfg_insertion_layer 1", "guides nothing there"),
         ("main.py --compile_mode fastest", "--compile_mode is one of default, reduce-overhead, max-autotune"),
     ],

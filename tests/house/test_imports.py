@@ -15,7 +15,7 @@ PLUGINS = sorted(file.parent for file in (ROOT / "plugins").glob("*/pyproject.to
 MOST_MODULES, MOST_LINES = 10, 400
 #: Lowest first; what stands on one line may import each other and everything above the line, never below it.
 ORDER = """\
-errors hookspecs places foreign idle
+errors hookspecs places foreign idle sizes
 config tracker_options declaration plugins
 spec
 remarks

@@ -161,12 +161,14 @@ def pixels(path: Path) -> bytes:
 
 
 def test_the_found_noise_can_be_drawn_again_by_another_sampler(reno_spec):
-    second = {"kind": "toy-twice"}
-    run = runner.start(specs.load(reno_spec(optimizer={"second_sampler": second})), QUIET)
-    twice = reno_spec(optimizer={"kind": "image-select", "learning_rate": None, "second_sampler": None}, sampler=second)
+    second, wide = {"kind": "toy-twice"}, {"image_size": [4, 6]}
+    run = runner.start(specs.load(reno_spec(backend=wide, optimizer={"second_sampler": second})), QUIET)
+    select = {"kind": "image-select", "learning_rate": None, "second_sampler": None}
+    twice = reno_spec(backend=wide, optimizer=select, sampler=second)
     problem = assemble(specs.load(twice), report=lambda text: None)
     for folder in sorted((run.path / "export" / "images").iterdir()):
         noise = load_file(folder / "latents.safetensors")["latents"]
+        assert noise.shape == (1, 3, 4, 6)
         (image,) = problem.generate(problem.conditioning[[int(folder.name[:5])]], [0], noise)
         assert pixels(folder / "best-second.png") == images.to_pil(image).tobytes()
         assert pixels(folder / "best-second.png") != pixels(folder / "best.png")

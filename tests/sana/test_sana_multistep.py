@@ -42,15 +42,18 @@ def stock(sana_folder):
 @pytest.mark.parametrize("instruction", [True, False])
 def test_the_card_draws_the_image_of_the_run(make, tmp_path, monkeypatch, instruction, guidance, negative):
     options = {"guidance_scale": guidance, "negative_prompt": negative, "complex_human_instruction": instruction}
-    ours, card = drawn(make(**options), SAMPLER, tmp_path, monkeypatch)
+    size = 32 if guidance == 1 else [64, 32]
+    ours, card = drawn(make(**options, image_size=size), SAMPLER, tmp_path, monkeypatch)
     assert (ours - card).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(
-    ("instruction", "guidance", "negative"), [(True, 4.5, None), (False, 3.0, "a green square"), (True, 1.0, None)]
+    ("instruction", "guidance", "negative", "size"),
+    [(True, 4.5, None, 32), (False, 3.0, "a green square", [32, 64]), (True, 1.0, None, [64, 32])],
 )
-def test_image_equals_the_stock_pipeline(make, stock, instruction, guidance, negative):
-    backend = make(complex_human_instruction=instruction, guidance_scale=guidance, negative_prompt=negative)
+def test_image_equals_the_stock_pipeline(make, stock, instruction, guidance, negative, size):
+    options = {"guidance_scale": guidance, "negative_prompt": negative, "image_size": size}
+    backend = make(complex_human_instruction=instruction, **options)
     images = backend.generate(backend.encode(PROMPTS), [5, 6], SAMPLER)
     options = {} if instruction else {"complex_human_instruction": None}
     expected = stock(
@@ -59,8 +62,8 @@ def test_image_equals_the_stock_pipeline(make, stock, instruction, guidance, neg
         latents=backend.noise([5, 6]),
         num_inference_steps=4,
         guidance_scale=guidance,
-        height=32,
-        width=32,
+        height=backend.info.image_size[0],
+        width=backend.info.image_size[1],
         use_resolution_binning=False,
         max_sequence_length=16,
         output_type="pt",

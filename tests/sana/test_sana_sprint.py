@@ -45,11 +45,13 @@ def stock_images(pipe, prompts, latents, steps=1, **options):
 
 @pytest.mark.parametrize("instruction", [True, False])
 def test_one_step_equals_the_stock_pipeline(make_backend, stock, instruction):
-    backend = make_backend(complex_human_instruction=instruction, guidance_scale=3.0)
+    height, width = (32, 64) if instruction else (32, 32)
+    options = {"guidance_scale": 3.0, "image_size": [height, width]}
+    backend = make_backend(complex_human_instruction=instruction, **options)
     images = backend.generate(backend.encode(PROMPTS), [5, 6, 7], ONE_STEP)
-    chosen = {} if instruction else {"complex_human_instruction": None}
+    chosen = {"width": width} | ({} if instruction else {"complex_human_instruction": None})
     expected = stock_images(stock, PROMPTS, backend.noise([5, 6, 7]), guidance_scale=3.0, **chosen)
-    assert images.shape == (3, 3, 32, 32)
+    assert images.shape == (3, 3, height, width)
     assert (images - expected).abs().max() < 1e-5
     generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
     assert torch.equal(stock_images(stock, PROMPTS, None, generator=generators, guidance_scale=3.0, **chosen), expected)
@@ -208,7 +210,8 @@ def test_a_lora_that_fits_nothing_is_an_error(make_backend, tmp_path):
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_card_draws_the_image_of_the_run(make_backend, tmp_path, monkeypatch, plain, guidance):
-    backend = make_backend(complex_human_instruction=not plain, guidance_scale=guidance)
+    size = 32 if plain else [32, 64]
+    backend = make_backend(complex_human_instruction=not plain, guidance_scale=guidance, image_size=size)
     ours, card = drawn(backend, ONE_STEP, tmp_path, monkeypatch)
     assert (ours - card).abs().max() < 1e-4
     assert "t2ialign" not in backend.snippet()
@@ -283,8 +286,8 @@ def test_a_bad_checkpoint_is_one_clear_error(make_backend, sprint_folder, tmp_pa
 
 
 def test_image_size_must_fit_the_autoencoder(make_backend):
-    with pytest.raises(UsageError, match=r"image_size = 33: must be a multiple of 2"):
-        make_backend(image_size=33)
+    with pytest.raises(UsageError, match=r"image_size = \[32, 33\]: .* multiples of 2; nearest: 32"):
+        make_backend(image_size=[32, 33])
 
 
 def test_golden_one_step():

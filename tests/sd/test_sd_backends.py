@@ -193,7 +193,7 @@ def test_snippet_runs(build, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         names: dict[str, Any] = {}
         exec(backend.snippet(), names)
-        assert names["image"].size == backend.info.image_size
+        assert names["image"].size == backend.info.image_size[::-1] == (32, 24)
 
 
 def test_wrong_checkpoints_are_clear_errors(build, tmp_path):
@@ -219,5 +219,7 @@ def test_wrong_checkpoints_are_clear_errors(build, tmp_path):
                 checkpoint=str(build("pixart", CASES["pixart-dmd"].scheduler)), network_checkpoint=str(tmp_path)
             )
         )
-    with pytest.raises(UsageError, match="image_size = 30: must be a multiple of 4"):
+    with pytest.raises(UsageError, match=r"image_size = 30: height and width must be multiples of 4; nearest: 32"):
         make(CASES["flux-dev"], build, image_size=30)
+    with pytest.raises(UsageError, match=r"image_size = \[24, 48\]: .* multiples of 2, 32 at most; nearest: \[24, 32\]"):
+        make(CASES["sd3"], build, image_size=[24, 48])

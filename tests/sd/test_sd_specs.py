@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
+from sd.cases import CASES
 
 from t2ialign import SpecError
 from t2ialign.spec.parse import parse
@@ -10,10 +14,10 @@ from t2ialign.spec.parse import parse
 HUB_IDS = {"epd": {"steps": 4}, "diffusers": {"scheduler": "UniPCMultistepScheduler"}}
 
 
-def spec_of(backend, sampler, tmp_path, **options):
+def spec_of(backend, sampler, tmp_path, table=None, **options):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     tree = {
-        "backend": {"kind": backend},
+        "backend": {"kind": backend, **(table or {})},
         "sampler": {"kind": sampler, **options},
         "optimizer": {"kind": "eggroll"},
         "reward": [{"kind": "jpeg-compressibility"}],
@@ -55,3 +59,51 @@ def test_an_unknown_dtype_is_refused(tmp_path):
     tree = {"backend": {"kind": "sd15", "dtype": "float8"}, "sampler": {"kind": "ddim"}}
     with pytest.raises(SpecError, match=r"backend\.dtype = \"float8\""):
         parse(tree, "spec.toml", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("backend", "sampler", "size", "says"),
+    [
+        ("sd15", "ddim", [516, 512], "multiples of 8; nearest: [512, 512]"),
+        ("sdxl", "euler", 1020, "multiples of 8; nearest: 1024"),
+        ("sd3", "euler", [1016, 768], "multiples of 16; nearest: [1024, 768]"),
+        ("flux", "euler", [1024, 1016], "multiples of 16; nearest: 1024"),
+        ("pixart-dmd", "one-step", [512, 520], "multiples of 16; nearest: 512"),
+        ("sana", "euler", [1024, 1000], "multiples of 32; nearest: [1024, 992]"),
+        ("sana-sprint", "one-step", 1000, "multiples of 32; nearest: 992"),
+        ("z-image", "euler", [1000, 1024], "multiples of 16; nearest: [992, 1024]"),
+    ],
+)
+def test_sizes_that_a_released_model_cannot_draw_are_refused(backend, sampler, size, says, tmp_path):
+    with pytest.raises(SpecError) as caught:
+        spec_of(backend, sampler, tmp_path, {"image_size": size})
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.allowed) == ("backend.image_size", f"height and width must be {says}.")
+    fitting = spec_of(backend, sampler, tmp_path, {"image_size": [1024, 768]})
+    assert fitting.backend.config.image_size == (1024, 768)
+
+
+def test_the_checkpoints_own_configuration_says_what_fits(build, tmp_path):
+    folder = build("sd3", CASES["sd3"].scheduler)
+    table = {"checkpoint": str(folder), "image_size": [24, 30]}
+    assert spec_of("sd3", "euler", tmp_path, table).backend.config.image_size == (24, 30)
+    with pytest.raises(SpecError, match=r"multiples of 2, 32 at most; nearest: \[24, 32\]"):
+        spec_of("sd3", "euler", tmp_path, table | {"image_size": [24, 48]})
+    assert spec_of("sd3", "euler", tmp_path, {"checkpoint": "someone/else", "image_size": 30})  # not fetched: no telling
+
+
+def test_sizes_are_checked_without_torch(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    (tmp_path / "spec.toml").write_text(
+        "[backend]\nkind = 'flux'\nimage_size = [1000, 1024]\n[sampler]\nkind = 'euler'\n[optimizer]\n"
+        "kind = 'eggroll'\n[[reward]]\nkind = 'jpeg-compressibility'\n[prompts]\nfile = 'prompts.txt'\n"
+    )
+    code = (
+        "import sys; from t2ialign.cli import main\ntry: main()\nexcept SystemExit as end: assert end.code == 2\n"
+        "assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, "validate", str(tmp_path / "spec.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "backend.image_size = [1000, 1024]: height and width must be multiples of 16" in done.stderr
+    assert "nearest: [992, 1024]" in done.stderr

@@ -103,15 +103,21 @@ def make(folder):
     return build
 
 
-@pytest.mark.parametrize(("guidance", "negative"), [(0.0, None), (2.0, None), (1.0, "a green square")])
-def test_the_card_draws_the_image_of_the_run(make, tmp_path, monkeypatch, guidance, negative):
-    ours, card = drawn(make(guidance_scale=guidance, negative_prompt=negative), SAMPLER, tmp_path, monkeypatch)
+every_guidance = pytest.mark.parametrize(
+    ("guidance", "negative", "size"), [(0.0, None, 32), (2.0, None, [24, 40]), (1.0, "a green square", [40, 24])]
+)
+
+
+@every_guidance
+def test_the_card_draws_the_image_of_the_run(make, tmp_path, monkeypatch, guidance, negative, size):
+    backend = make(guidance_scale=guidance, negative_prompt=negative, image_size=size)
+    ours, card = drawn(backend, SAMPLER, tmp_path, monkeypatch)
     assert (ours - card).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("guidance", "negative"), [(0.0, None), (2.0, None), (1.0, "a green square")])
-def test_image_equals_the_stock_pipeline(make, folder, guidance, negative):
-    backend = make(guidance_scale=guidance, negative_prompt=negative)
+@every_guidance
+def test_image_equals_the_stock_pipeline(make, folder, guidance, negative, size):
+    backend = make(guidance_scale=guidance, negative_prompt=negative, image_size=size)
     images = backend.generate(backend.encode(PROMPTS), [5, 6], SAMPLER)
     pipe = ZImagePipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -121,8 +127,8 @@ def test_image_equals_the_stock_pipeline(make, folder, guidance, negative):
         latents=backend.noise([5, 6]),
         num_inference_steps=4,
         guidance_scale=guidance,
-        height=32,
-        width=32,
+        height=backend.info.image_size[0],
+        width=backend.info.image_size[1],
         max_sequence_length=32,
         output_type="pt",
     ).images
@@ -198,8 +204,8 @@ def test_bfloat16_and_snippet(make, tmp_path, monkeypatch):
 
 
 def test_odd_latents_are_refused(make):
-    with pytest.raises(UsageError, match="image_size = 30: must be a multiple of 4"):
-        make(image_size=30)
+    with pytest.raises(UsageError, match=r"image_size = \[32, 30\]: .* multiples of 4; nearest: 32"):
+        make(image_size=[32, 30])
 
 
 @pytest.mark.parametrize("offload", ["model", "blocks"])

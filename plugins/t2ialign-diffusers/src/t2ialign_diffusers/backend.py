@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ from t2ialign_diffusers.outline import outline, resident, rows_without_values, s
 from t2ialign_diffusers.quantization import quantize
 from t2ialign_diffusers.quiet import quiet_libraries as quiet_libraries
 from t2ialign_diffusers.recompute import recompute_blocks
+from t2ialign_diffusers.sizes import shapes, sides, vae_factor
 from t2ialign_diffusers.text import TextComponents
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -281,25 +282,12 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
 
     # Images
 
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent cell along one axis."""
-        config = self.component_config("vae")
-        channels = config.get("encoder_block_out_channels") or config["block_out_channels"]
-        return 2 ** (len(channels) - 1)
-
-    def latent_side(self, default: int) -> int:
-        """Latent cells along one axis for ``config.image_size`` (``default`` where it is None).
-
-        Raises:
-            UsageError: the image size is no multiple of the autoencoder's factor.
-        """
-        size = self.config.image_size
-        if size is None:
-            return default
-        if size % self.vae_factor:
-            raise UsageError(f"backend.image_size = {size}: must be a multiple of {self.vae_factor}")
-        return size // self.vae_factor
+    def shapes(
+        self, network: Mapping[str, Any], channels: int, cells: int | Sequence[int]
+    ) -> tuple[tuple[int, int, int], tuple[int, int]]:
+        """Shape of an image's latents and (height, width) in pixels, see ``t2ialign_diffusers.sizes.shapes``."""
+        vae, packing = self.component_config("vae"), self.config.packing
+        return shapes(self.config.image_size, channels, cells, vae_factor(vae), sides(vae, network, packing))
 
     # LoRA
 

@@ -47,11 +47,15 @@ class CardCalls:
 
     def noise_snippet(self, prompt: str, file: str, sampler: Sampler | None = None) -> str:
         loading = f"{self.snippet_pipeline()}\n{self.snippet_base_loras()}"
-        cast = "" if self.config.dtype == "float32" else f".to(torch.{self.config.dtype})"
-        noise = f'latents = load_file({json.dumps(file)})["latents"]{cast}'
+        noise = self.snippet_noise(f'load_file({json.dumps(file)})["latents"]')
         call = self._snippet_call(f"    {json.dumps(prompt, ensure_ascii=False)},\n    latents=latents", sampler)
         scheduler = self.snippet_scheduler(sampler)
-        return f"from safetensors.torch import load_file\n{loading}{scheduler}{noise}\n{call}"
+        return f"from safetensors.torch import load_file\n{loading}{scheduler}{noise}{call}"
+
+    def snippet_noise(self, source: str) -> str:
+        """Lines that bring noise of a run, (1, *latent_shape), into the form that the pipeline takes."""
+        cast = "" if self.config.dtype == "float32" else f".to(torch.{self.config.dtype})"
+        return f"latents = {source}{cast}\n"
 
     def snippet_base_loras(self) -> str:
         """Lines that merge ``base_lora`` into the pipeline."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from t2ialign.config import CHECKPOINT, LORA, BackendConfig, Config, LoraFormat
 from t2ialign.foreign import read_object
 from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
+from t2ialign.sizes import ImageSize, off_grid
 from t2ialign.spec import checkpoints
+from t2ialign_diffusers.sizes import sides, vae_factor
 
 #: Words in names of checkpoints and LoRAs that were distilled to a few steps.
 DISTILLED = {"turbo", "schnell", "lightning", "hyper", "lcm", "dmd", "dmd2", "sprint", "flash"}
@@ -44,8 +47,7 @@ def decoder_misfit(decoder: Path | None, checkpoint: Path | None) -> str:
     if given != wanted:
         return f"takes latents of {given} channels, and the checkpoint's have {wanted}"
     scale = own.get("upsampling_scaling_factor", 2) ** (len(own.get("decoder_block_out_channels", (64,) * 4)) - 1)
-    blocks = real.get("encoder_block_out_channels") or real.get("block_out_channels")
-    if blocks and scale != (factor := 2 ** (len(blocks) - 1)):
+    if scale != (factor := vae_factor(real)):
         return f"makes images {scale} times as large as latents, and the checkpoint's own decoder {factor} times"
     return ""
 
@@ -119,6 +121,10 @@ class DiffusersConfig(BackendConfig):
     )
     #: Steps in the model card's example.
     usual_steps: ClassVar[int] = 20
+    #: Latent cells along an axis that the pipeline packs into one token.
+    packing: ClassVar[int] = 1
+    #: Height and width are multiples of this in the released checkpoints.
+    released_multiple: ClassVar[int] = 8
 
     variant: str | None = Field(
         None,
@@ -173,8 +179,10 @@ class DiffusersConfig(BackendConfig):
     text_micro_batch: int = Field(
         8, ge=1, description="prompts that the text encoders take at once; their memory and speed alone"
     )
-    image_size: int | None = Field(
-        None, ge=1, description="pixels per side, a multiple of the autoencoder's factor; default: as trained"
+    image_size: ImageSize | None = Field(
+        None,
+        description="pixels per side, or [height, width]: multiples of the autoencoder's factor times the network's"
+        " patch; default: as trained",
     )
 
     @model_validator(mode="after")
@@ -215,9 +223,25 @@ class DiffusersConfig(BackendConfig):
         """The checkpoint, once it is on disk."""
         return checkpoints.on_disk(self.checkpoint, self.revision)
 
+    def network_folder(self) -> Path | None:
+        """Where the trained network's configuration lies, once it is on disk."""
+        folder = self.folder()
+        return folder and folder / (self.trainable_folder() or "transformer")
+
+    def sides(self) -> tuple[int, float] | None:
+        """What height and width must be multiples of, and at most; None for a checkpoint that is yet to be fetched."""
+        folder, network = self.folder(), self.network_folder()
+        if folder is None or network is None:
+            released = self.checkpoint == type(self).model_fields["checkpoint"].default
+            return (self.released_multiple, math.inf) if released else None
+        vae, own = _settings(folder / "vae" / "config.json"), _settings(network / "config.json")
+        return sides(vae, own, self.packing) if vae and own else None
+
     def misfits(self) -> dict[str, str]:
-        wrong = self.decoder and decoder_misfit(checkpoints.on_disk(self.decoder), self.folder())
-        return super().misfits() | ({"decoder": wrong} if wrong else {})
+        found = {"decoder": self.decoder and decoder_misfit(checkpoints.on_disk(self.decoder), self.folder())}
+        if self.image_size is not None and (allowed := self.sides()):
+            found["image_size"] = off_grid(self.image_size, *allowed)
+        return super().misfits() | {name: wrong for name, wrong in found.items() if wrong}
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         found, folder = super().remarks(prompts), self.folder()

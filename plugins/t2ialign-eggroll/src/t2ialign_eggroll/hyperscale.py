@@ -150,10 +150,8 @@ def _backend(value: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return tables | ({"sampler": sampler} if sampler else {})
 
 
-def _square(value: dict[str, Any], width: str, height: str) -> int:
-    if value[width] != value[height]:
-        raise UsageError(f"images are square here: --{width} {value[width]} and --{height} {value[height]} differ")
-    return int(value[width])
+def _size(height: int, width: int) -> int | list[int]:
+    return height if height == width else [height, width]
 
 
 def _sana(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -162,7 +160,7 @@ def _sana(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "kind": "sana-sprint",
         "checkpoint": value["sana_model"],
         "dtype": "float32" if one_step else "float16",
-        "image_size": 32 * _square(value, "sana_width_latent", "sana_height_latent") if one_step else 1024,
+        "image_size": _size(32 * value["sana_height_latent"], 32 * value["sana_width_latent"]) if one_step else 1024,
         "guidance_scale": value["sana_guidance_scale"],
         "complex_human_instruction": False,
         "text_micro_batch": value["sana_encode_bs"],
@@ -188,7 +186,7 @@ def _zimage(value: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         "kind": "z-image",
         "checkpoint": value["zimage_model"],
         "dtype": value["zimage_dtype"],
-        "image_size": _square(value, "zimage_width", "zimage_height"),
+        "image_size": _size(value["zimage_height"], value["zimage_width"]),
         "guidance_scale": value["zimage_guidance_scale"],
     }
     if value["zimage_use_gguf"]:

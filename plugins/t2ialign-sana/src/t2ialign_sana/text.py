@@ -21,11 +21,11 @@ class SanaText(DiffusersBackend):
     def __init__(self, config: SanaTextConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         network = self.component_config("transformer")
-        side = self.latent_side(default=network["sample_size"])
+        latent_shape, image_size = self.shapes(network, network["in_channels"], cells=network["sample_size"])
         self.info = BackendInfo(
             family="diffusion",
-            latent_shape=(network["in_channels"], side, side),
-            image_size=(side * self.vae_factor, side * self.vae_factor),
+            latent_shape=latent_shape,
+            image_size=image_size,
             adapter_prefix="transformer",
             base_model=config.checkpoint,
             pipeline=self.pipeline_names[0],

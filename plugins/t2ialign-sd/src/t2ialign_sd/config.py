@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from t2ialign import checkpoints
 from t2ialign.config import Checkpoint, LoraFormat
 from t2ialign.remarks.text_limits import TextLimit
 from t2ialign_diffusers.config import GuidedConfig
@@ -77,6 +78,7 @@ class HyperSdConfig(UnetConfig):
 class PixArtConfig(GuidedConfig):
     """Models of the PixArt family."""
 
+    released_multiple: ClassVar[int] = 16
     max_sequence_length: int = Field(120, ge=1, description="prompt tokens kept")
 
     def text_limit(self, folder: Path) -> TextLimit:
@@ -103,6 +105,10 @@ class PixArtDmdConfig(PixArtConfig):
         "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512", description=f"{CHECKPOINT_TEXT} of transformer and scheduler"
     )
 
+    def network_folder(self) -> Path | None:
+        folder = checkpoints.on_disk(self.network_checkpoint)
+        return folder and folder / "transformer"
+
 
 class PixArtSigmaConfig(PixArtConfig):
     """``kind = "pixart-sigma"``."""
@@ -118,6 +124,7 @@ class PixArtSigmaConfig(PixArtConfig):
 class Sd3Config(GuidedConfig):
     """``kind = "sd3"``."""
 
+    released_multiple: ClassVar[int] = 16
     checkpoint: Checkpoint = Field("stabilityai/stable-diffusion-3.5-medium", description=CHECKPOINT_TEXT)
     guidance_scale: float = Field(4.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
     max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept")
@@ -144,6 +151,8 @@ class FluxConfig(GuidedConfig):
     """``kind = "flux"``."""
 
     usual_steps: ClassVar[int] = 4
+    packing: ClassVar[int] = 2
+    released_multiple: ClassVar[int] = 16
     checkpoint: Checkpoint = Field("black-forest-labs/FLUX.1-schnell", description=CHECKPOINT_TEXT)
     distilled_guidance: float = Field(
         3.5, ge=0, description="an input of FLUX.1-dev's network; FLUX.1-schnell has none and ignores it"

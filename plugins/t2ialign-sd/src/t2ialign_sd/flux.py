@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from t2ialign import BackendInfo, UsageError
+from t2ialign import BackendInfo
 from t2ialign.storage.embeds import Row
 from t2ialign.tensors.paths import FlowPath
 from t2ialign_diffusers.guided import GuidedBackend
@@ -27,13 +27,12 @@ class Flux(GuidedBackend):
 
     def __init__(self, config: FluxConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
-        side = self.latent_side(default=128)
-        if side % 2:
-            raise UsageError(f"backend.image_size = {config.image_size}: must be a multiple of {2 * self.vae_factor}")
+        network = self.component_config("transformer")
+        latent_shape, image_size = self.shapes(network, network["in_channels"] // 4, cells=128)
         self.info = BackendInfo(
             family="diffusion",
-            latent_shape=(self.component_config("transformer")["in_channels"] // 4, side, side),
-            image_size=(side * self.vae_factor, side * self.vae_factor),
+            latent_shape=latent_shape,
+            image_size=image_size,
             base_model=config.checkpoint,
             pipeline="FluxPipeline",
         )
@@ -95,6 +94,10 @@ class Flux(GuidedBackend):
     def max_sequence_length(self) -> int:
         """T5 tokens kept."""
         return self.config.max_sequence_length or (512 if self.distilled else 256)
+
+    def snippet_noise(self, source: str) -> str:
+        """In the pipeline's own form: one token for 2 x 2 cells."""
+        return f"{super().snippet_noise(source)}latents = pipe._pack_latents(latents, *latents.shape)\n"
 
     def snippet_arguments(self, steps: int) -> dict[str, Any]:
         height, width = self.info.image_size

@@ -81,11 +81,11 @@ class PixArtSigma(PixArt):
     def __init__(self, config: PixArtSigmaConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         network = self.component_config("transformer")
-        side = self.latent_side(default=network["sample_size"])
+        latent_shape, image_size = self.shapes(network, network["in_channels"], cells=network["sample_size"])
         self.info = BackendInfo(
             family="diffusion",
-            latent_shape=(network["in_channels"], side, side),
-            image_size=(side * self.vae_factor, side * self.vae_factor),
+            latent_shape=latent_shape,
+            image_size=image_size,
             base_model=config.checkpoint,
         )
 
@@ -119,11 +119,11 @@ class PixArtDmd(PixArt):
         if not self.is_outline:
             check_weights(self.network_folder / "transformer", where)
         network = read_json(self.network_folder / "transformer" / "config.json")
-        side = self.latent_side(default=network["sample_size"])
+        latent_shape, image_size = self.shapes(network, network["in_channels"], cells=network["sample_size"])
         self.info = BackendInfo(
             family="diffusion",
-            latent_shape=(network["in_channels"], side, side),
-            image_size=(side * self.vae_factor, side * self.vae_factor),
+            latent_shape=latent_shape,
+            image_size=image_size,
             base_model=config.network_checkpoint,
         )
 

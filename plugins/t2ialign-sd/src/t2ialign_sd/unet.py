@@ -39,11 +39,11 @@ class StableDiffusion(GuidedBackend):
     def __init__(self, config: UnetConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         unet = self.component_config("unet")
-        side = self.latent_side(default=unet["sample_size"])
+        latent_shape, image_size = self.shapes(unet, unet["in_channels"], cells=unet["sample_size"])
         self.info = BackendInfo(
             family="diffusion",
-            latent_shape=(unet["in_channels"], side, side),
-            image_size=(side * self.vae_factor, side * self.vae_factor),
+            latent_shape=latent_shape,
+            image_size=image_size,
             adapter_prefix="unet",
             base_model=config.checkpoint,
             pipeline=self.pipeline_names[0],

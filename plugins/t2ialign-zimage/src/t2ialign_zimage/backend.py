@@ -30,13 +30,12 @@ class ZImage(GuidedBackend):
         if config.network_checkpoint:
             self.weightless = ("transformer",)
         super().__init__(config, device)
-        side = self.latent_side(default=128)
-        if side % 2:  # the network sees 2 x 2 patches
-            raise UsageError(f"backend.image_size = {config.image_size}: must be a multiple of {2 * self.vae_factor}")
+        network = self.component_config("transformer")
+        latent_shape, image_size = self.shapes(network, network["in_channels"], cells=128)
         self.info = BackendInfo(
             family="diffusion",
-            latent_shape=(self.component_config("transformer")["in_channels"], side, side),
-            image_size=(side * self.vae_factor, side * self.vae_factor),
+            latent_shape=latent_shape,
+            image_size=image_size,
             base_model=config.checkpoint,
             pipeline="ZImagePipeline",
         )

@@ -16,6 +16,8 @@ class ZImageConfig(GuidedConfig):
     """``kind = "z-image"``."""
 
     usual_steps: ClassVar[int] = 8
+    packing: ClassVar[int] = 2
+    released_multiple: ClassVar[int] = 16
     checkpoint: Checkpoint = Field(
         "Tongyi-MAI/Z-Image-Turbo", description="hub id, local folder, or 'pkg:<package>/<path>' of a ZImagePipeline"
     )
