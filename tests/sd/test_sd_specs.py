@@ -64,7 +64,7 @@ def test_an_unknown_dtype_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("backend", "sampler", "size", "says"),
     [
-        ("sd15", "ddim", [516, 512], "multiples of 8; nearest: [512, 512]"),
+        ("sd15", "ddim", [516, 768], "multiples of 8; nearest: [512, 768]"),
         ("sdxl", "euler", 1020, "multiples of 8; nearest: 1024"),
         ("sd3", "euler", [1016, 768], "multiples of 16; nearest: [1024, 768]"),
         ("flux", "euler", [1024, 1016], "multiples of 16; nearest: 1024"),
