@@ -219,8 +219,8 @@ def _worlds() -> Iterator[dict[str, Any]]:
     samplers = [{"kind": "toy-step"}, {"kind": "toy-steps"}, {"kind": "toy-steps", "fresh": 0.5}]
     for sampler in [*samplers, *({"kind": kind} for kind in others)]:
         for model in ("toy-model", "toy-flow"):
-            backend = {"kind": model, "checkpoint": "some/model", "dtype": "float32", "lora": {"rank": 2}}
-            backend["image_size"] = [4, 6]  # no optimizer may take images to be square
+            backend: dict[str, Any] = {"kind": model, "checkpoint": "some/model", "dtype": "float32"}
+            backend |= {"lora": {"rank": 2}, "image_size": [4, 6]}  # no optimizer may take images to be square
             yield {"backend": backend, "sampler": sampler}
 
 

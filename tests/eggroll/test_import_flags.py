@@ -36,7 +36,8 @@ def test_flags_arrive_in_every_form():
     text = spec_text(
         "python main.py --backend=zimage --pop_size 128 --sigma 5e-3 --lr_scale=1.0 --use_antithetic no --egg_rank 2"
         " --theta_max_norm 0 --max_step_norm 2 --w_pick 0.5 --w_text 2 --zimage_use_gguf --zimage_steps 5"
-        " --zimage_lora_targets to_q,to_k --zimage_compile_transformer 1 --zimage_width 512 --prompts_per_gen 6 --batches_per_gen 2"
+        " --zimage_lora_targets to_q,to_k --zimage_compile_transformer 1 --prompts_per_gen 6 --batches_per_gen 2"
+        " --zimage_width 512"
     )
     spec = tomllib.loads(text)
     assert spec["optimizer"]["population"] == 128

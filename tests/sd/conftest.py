@@ -158,7 +158,7 @@ def pipeline(family: str, scheduler: Any) -> Any:
         )
     if family.startswith("pixart"):
         transformer = diffusers.PixArtTransformer2DModel(
-            sample_size=8,
+            sample_size=128 if family == "pixart-1024" else 8,
             num_layers=2,
             patch_size=2,
             attention_head_dim=8,
@@ -173,7 +173,7 @@ def pipeline(family: str, scheduler: Any) -> Any:
             norm_type="ada_norm_single",
             norm_elementwise_affine=False,
             norm_eps=1e-6,
-            use_additional_conditions=False,
+            use_additional_conditions=family == "pixart-1024",
         )
         sigma = family == "pixart-sigma"
         return (diffusers.PixArtSigmaPipeline if sigma else diffusers.PixArtAlphaPipeline)(

@@ -221,5 +221,7 @@ def test_wrong_checkpoints_are_clear_errors(build, tmp_path):
         )
     with pytest.raises(UsageError, match=r"image_size = 30: height and width must be multiples of 4; nearest: 32"):
         make(CASES["flux-dev"], build, image_size=30)
-    with pytest.raises(UsageError, match=r"image_size = \[24, 48\]: .* multiples of 2, 32 at most; nearest: \[24, 32\]"):
+    with pytest.raises(
+        UsageError, match=r"image_size = \[24, 48\]: .* multiples of 2, 32 at most; nearest: \[24, 32\]"
+    ):
         make(CASES["sd3"], build, image_size=[24, 48])

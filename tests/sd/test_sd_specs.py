@@ -89,7 +89,9 @@ def test_the_checkpoints_own_configuration_says_what_fits(build, tmp_path):
     assert spec_of("sd3", "euler", tmp_path, table).backend.config.image_size == (24, 30)
     with pytest.raises(SpecError, match=r"multiples of 2, 32 at most; nearest: \[24, 32\]"):
         spec_of("sd3", "euler", tmp_path, table | {"image_size": [24, 48]})
-    assert spec_of("sd3", "euler", tmp_path, {"checkpoint": "someone/else", "image_size": 30})  # not fetched: no telling
+    assert spec_of(
+        "sd3", "euler", tmp_path, {"checkpoint": "someone/else", "image_size": 30}
+    )  # not fetched: no telling
 
 
 def test_sizes_are_checked_without_torch(tmp_path):

@@ -11,7 +11,7 @@ from t2ialign.sizes import height_width, off_grid, shown
 
 
 def vae_factor(vae: Mapping[str, Any]) -> int:
-    """Pixels per latent cell along one axis, from an autoencoder's configuration; 8, the usual, where it does not say."""
+    """Pixels per latent cell along one axis, from an autoencoder's configuration; the usual 8 where it does not say."""
     blocks = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or (0,) * 4
     return 2 ** (len(blocks) - 1)
 

@@ -42,15 +42,24 @@ class PixArt(GuidedBackend):
         return [{"prompt_embeds": embed[mask.bool()]} for embed, mask in zip(embeds, masks, strict=True)]
 
     def network(self, x: Tensor, t: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        embeds = tensors["prompt_embeds"].to(self.network_dtype)
         output = self.trainable(
             x.to(self.network_dtype),
-            encoder_hidden_states=tensors["prompt_embeds"].to(self.network_dtype),
+            encoder_hidden_states=embeds,
             encoder_attention_mask=tensors["prompt_attention_mask"],
             timestep=t,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            added_cond_kwargs=self.size_conditions(embeds),
             return_dict=False,
         )[0].float()
         return output[:, : x.shape[1]]  # the other half is a learned variance
+
+    def size_conditions(self, embeds: Tensor) -> dict[str, Tensor | None]:
+        """(height, width) and their ratio for every row, where the network asks for them, as alpha's at 1024 pixels."""
+        if not self.trainable.use_additional_conditions:
+            return {"resolution": None, "aspect_ratio": None}
+        height, width = self.info.image_size
+        wanted = {"resolution": [height, width], "aspect_ratio": [height / width]}
+        return {name: embeds.new_tensor(values).expand(len(embeds), -1) for name, values in wanted.items()}
 
     def load_lora(self, path: str | Path, name: str = "default") -> None:
         """Attach with peft: the pipelines have no ``load_lora_weights``."""
