@@ -19,8 +19,6 @@ from t2ialign import places
 from t2ialign.cli.first import completion
 from t2ialign.errors import UsageError
 from t2ialign.run.chatter import FORMAT, Plain
-from t2ialign.spec import parse as specs
-from t2ialign.spec.machine import check_machine
 from t2ialign.storage.run_directory import RunDir
 
 if TYPE_CHECKING:
@@ -48,23 +46,18 @@ LogFile = Annotated[
 def run(spec: SpecFile, overrides: Overrides = None, quiet: Quiet = False, log_file: LogFile = None) -> None:
     """Run a spec: optimise, evaluate base against tuned, export."""
     with _watched(f"reading {spec}", quiet, log_file) as display:
-        parsed = specs.load(spec, overrides or [])
-        check_machine(parsed)
-        display.say("loading libraries")
-        from t2ialign.run import runner
+        from t2ialign.run.opened.run import start
 
-        path = runner.start(parsed, display).path
+        path = start(spec, overrides or [], display=display).path
     _show(path, display)
 
 
 def resume(run: RunFolder, overrides: Overrides = None, quiet: Quiet = False, log_file: LogFile = None) -> None:
     """Continue a run that was stopped or killed, from its newest checkpoint; --set run.steps=N goes beyond its end."""
     with _watched(f"reading {run}", quiet, log_file) as display:
-        RunDir.open(run)  # a wrong folder is told before anything heavy loads
-        display.say("loading libraries")
-        from t2ialign.run import runner
+        from t2ialign.run.opened.run import Run
 
-        path = runner.resume(run, display, overrides or []).path
+        path = Run(run).resume(overrides or [], display=display).path
     _show(path, display)
 
 

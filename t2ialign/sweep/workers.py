@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess, parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from t2ialign.run.display import Display
 from t2ialign.run.failures import Interrupted
@@ -20,7 +20,7 @@ from t2ialign.storage import files
 from t2ialign.sweep.one import result_of
 from t2ialign.sweep.spec import Point, Sweep, SweepConfig
 
-START = "spawn"  # a worker imports torch after its device is chosen
+START: Literal["spawn", "fork"] = "spawn"  # a worker imports torch after its device is chosen
 STOPPED = 130
 
 
@@ -43,7 +43,7 @@ def side_by_side(
     Raises:
         Interrupted: by Ctrl-C; the runs under way have written their checkpoints.
     """
-    context = multiprocessing.get_context(START)
+    context: Any = multiprocessing.get_context(START)
     waiting, free = iter(range(total)), list(where)
     running: dict[int, tuple[BaseProcess, int, Point, str | None]] = {}
     try:
@@ -56,8 +56,9 @@ def side_by_side(
                 running[worker.sentinel] = (worker, number, point, slot)
             if not running:
                 return
-            for sentinel in connection.wait(list(running)):
-                worker, number, point, slot = running.pop(sentinel)  # type: ignore[index]
+            ended = connection.wait(list(running))
+            for sentinel in [known for known in running if known in ended]:
+                worker, number, point, slot = running.pop(sentinel)
                 worker.join()
                 free.append(slot)
                 yield number, point, _read(folder, number, point, worker.exitcode)

@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+import t2ialign
 from t2ialign.bench import results, variants
 from t2ialign.bench.bench import Bench
 from t2ialign.bench.folder import BenchFolder
 from t2ialign.bench.suites import SUITES, open_suite
+from t2ialign.cli import app
 from t2ialign.cli.studies.bench import scoring
 from t2ialign.errors import UsageError
 from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
+from t2ialign.testing import installed
 
 FILES = Path(__file__).parents[1] / "golden" / "suites"
 QUIET = Display(quiet=True)
@@ -188,6 +192,34 @@ def test_wrong_words_are_told_with_what_is_allowed(toy_spec, tmp_path):
         variants.plan(["some/lora"], [], {}, True)
     with pytest.raises(UsageError, match="is no spec, no run directory, and as a LoRA"):
         variants.plan([str(toy_spec()), "nothing.bin"], [], {}, True)
+
+
+class Siblings(t2ialign.Reward):
+    """Needs all images of a prompt."""
+
+    per_prompt = True
+
+    def score(self, images, prompts):
+        return images.mean((1, 2, 3))
+
+
+class SiblingsPlugin:
+    @t2ialign.hookimpl
+    def t2ialign_rewards(self, register):
+        register("siblings", Siblings)
+
+
+def test_a_reward_that_a_bench_cannot_use_is_named(toy_spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with installed(SiblingsPlugin()):
+        rewards = [{"kind": "toy-redness"}, {"kind": "siblings", "weight": 0.0}]
+        spec = toy_spec(reward=rewards, evaluation={"images_per_prompt": 2})
+        done = CliRunner().invoke(app, ["bench", str(spec.parent / "prompts.txt"), str(spec), "--limit", "1", "--json"])
+    assert done.exit_code == 0, done.output
+    assert "note: without siblings: they judge an image beside others" in done.stderr
+    header = (tmp_path / "bench" / "prompts" / "table.md").read_text().splitlines()[0]
+    assert "toy-redness" in header
+    assert "siblings" not in header
 
 
 def test_a_limit_is_spread_and_keeps_the_numbers_of_the_whole_suite():

@@ -64,6 +64,9 @@ def bench(
                 raise UsageError(f"reward '{reward.name}' cannot score '{text}': {wrong}")
     if more and not any(variant.name.startswith("base-") for variant in variants):
         typer.echo("note: no sampler gives this base more network evaluations, so none is a variant", err=True)
+    if dropped := [reward.name for reward in variants[0].spec.rewards if reward.name not in {r.name for r in chosen}]:
+        why = "judge an image beside others of its prompt, or beside a reference, which a bench's files have not"
+        typer.echo(f"note: without {', '.join(dropped)}: they {why}", err=True)
     quiet_libraries()
     from t2ialign.bench.bench import Bench
 

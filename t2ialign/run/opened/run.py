@@ -11,8 +11,10 @@ from typing import Any
 
 from t2ialign.evaluation import comparison
 from t2ialign.report.pictures import Picture
+from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
 from t2ialign.spec import toml
+from t2ialign.spec.machine import check_machine
 from t2ialign.spec.model import Spec
 from t2ialign.storage import files
 from t2ialign.storage.run_directory import RunDir
@@ -102,12 +104,15 @@ class Run:
 
         return page.write(self._directory)
 
-    def resume(self, overrides: Mapping[str, Any] | Sequence[str] = (), quiet: bool = False) -> Run:
+    def resume(
+        self, overrides: Mapping[str, Any] | Sequence[str] = (), quiet: bool = False, display: Display | None = None
+    ) -> Run:
         """Go on after a stop, or beyond the end with {"run.steps": N}."""
+        display = display or Display(quiet=quiet)
+        display.say("loading libraries")
         from t2ialign.run import runner
-        from t2ialign.run.display import Display
 
-        return Run(runner.resume(self.path, Display(quiet=quiet), toml.assignments(overrides)).path)
+        return Run(runner.resume(self.path, display, toml.assignments(overrides)).path)
 
     def __repr__(self) -> str:
         steps = self._directory.metrics()
@@ -129,13 +134,20 @@ class Run:
         return text
 
 
-def start(spec: Path, overrides: Mapping[str, Any] | Sequence[str] = (), quiet: bool = False) -> Run:
+def start(
+    spec: Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    quiet: bool = False,
+    display: Display | None = None,
+) -> Run:
     """Run a spec to its end; see ``t2ialign.run``."""
+    display = display or Display(quiet=quiet)
     parsed = specs.load(spec, toml.assignments(overrides))
+    check_machine(parsed)
+    display.say("loading libraries")
     from t2ialign.run import runner
-    from t2ialign.run.display import Display
 
-    return Run(runner.start(parsed, Display(quiet=quiet)).path)
+    return Run(runner.start(parsed, display).path)
 
 
 def _cell(value: Any) -> str:
