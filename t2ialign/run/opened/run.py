@@ -43,6 +43,10 @@ class Table(list[dict[str, Any]]):
     def columns(self) -> list[str]:
         return list(dict.fromkeys(name for line in self for name in line))
 
+    def of(self, *names: str) -> Table:
+        """These columns alone, in this order."""
+        return Table({name: line[name] for name in names if name in line} for line in self)
+
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
         shown = [[_cell(line.get(name)) for name in self.columns] for line in self]
