@@ -1,6 +1,7 @@
 """Peak memory of commands whose inputs are many or large: prints one line a case.
 
 python tools/bench_memory.py --photographs 32
+python tools/bench_memory.py --bench 200 2000
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+SPEC = Path(__file__).parents[1] / "specs" / "quickstart.toml"
+
 
 def peak(arguments: list[str]) -> float:
     """MB that a command of ours takes at most."""
@@ -29,11 +32,23 @@ def peak(arguments: list[str]) -> float:
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def _bench(images: int) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        prompts = Path(name) / "prompts.txt"
+        prompts.write_text("".join(f"{number} red circles\n" for number in range(images)))
+        return peak(["bench", str(prompts), str(SPEC), "--no-more", "--out", f"{name}/bench"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photographs", type=int, default=32, help="of 24 megapixels")
     parser.add_argument("--reward", default="jpeg-compressibility")
+    parser.add_argument("--bench", type=int, nargs="+", default=[], help="images of a bench of the quickstart's base")
     options = parser.parse_args()
+    for images in options.bench:
+        print(f"bench, {images} images: {_bench(images):,.0f} MB", flush=True)
+    if options.bench:
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         noise = np.random.default_rng(0).integers(0, 255, (250, 375, 3), dtype=np.uint8)
