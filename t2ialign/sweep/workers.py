@@ -74,8 +74,7 @@ def side_by_side(
 
 def _work(file: Path, folder: Path, number: int, point: Point, slot: str | None, company: int) -> None:
     """A worker: one run, whose words go to ``run-NNN.log`` and whose result to ``result-NNN.json``."""
-    if hasattr(os, "setsid"):
-        os.setsid()  # Ctrl-C reaches the sweep alone, which passes it on once
+    getattr(os, "setsid", lambda: None)()  # Ctrl-C reaches the sweep alone, which passes it on once
     if slot is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot
     else:
