@@ -56,6 +56,9 @@ def main() -> None:
     book.metadata.pop("language_info", None)  # the interpreter's version
     for cell in book.cells:  # what libraries say of this machine
         cell["outputs"] = [output for output in cell.get("outputs", ()) if output.get("name") != "stderr"]
+        for output in cell["outputs"]:
+            if "text/html" in output.get("data", ()):
+                del output["data"]["text/plain"]  # names the folder of this call
         if cell["cell_type"] == "markdown":
             del cell["outputs"]
     nbformat.write(book, EXAMPLE)
