@@ -192,6 +192,11 @@ CASES: list[tuple[str, Tables, Tables]] = [
         of("backend", "var", **VAR, guidance_scale=2.0),
     ),
     ("backend.top_p", of("backend", "infinity", top_k=1, top_p=0.5), of("backend", "infinity", top_p=0.5)),
+    (
+        "backend.cfg_insertion_layer",
+        of("backend", "infinity", cfg_insertion_layer=-5, guidance_scale=1.0),
+        of("backend", "infinity", cfg_insertion_layer=-5),
+    ),
     ("backend.tau", of("backend", "infinity", top_k=1, tau=0.7), of("backend", "infinity", tau=0.7)),
     ("sampler.rho", sam("ddim", rho=5.0), sam("ddim", rho=5.0, schedule="polynomial")),
     ("sampler.to_zero", sam("ddim", to_zero=False), sam("ddim", to_zero=False, schedule="polynomial")),
@@ -278,6 +283,11 @@ CASES: list[tuple[str, Tables, Tables]] = [
         "optimizer.window_stride",
         opt("flow-grpo", window_stride=2, window=2, window_course="fixed") | sam("flow-sde"),
         opt("flow-grpo", window_stride=2, window=2) | sam("flow-sde"),
+    ),
+    (
+        "optimizer.window_decay_rate",
+        opt("flow-grpo", window_decay_rate=0.2, window_decay="linear", window=2) | sam("flow-sde"),
+        opt("flow-grpo", window_decay_rate=0.2, window_decay="exponential", window=2) | sam("flow-sde"),
     ),
     ("optimizer.window", opt("flow-grpo", window=10) | sam("flow-sde"), opt("flow-grpo", window=9) | sam("flow-sde")),
     ("optimizer.kl_form", opt("flow-grpo", kl_form="exact"), opt("flow-grpo", kl_form="exact", kl=0.1)),

@@ -318,11 +318,20 @@ def test_grpo_ode_steps_outside_the_window():
     close(std.flatten(), torch.where(inside, GRPO["std"], 0.0))
 
 
-@pytest.mark.parametrize(("name", "stride"), [("overlap", 1), ("jump", 2), ("clip", 1)])
-def test_grpo_sliding_windows(name, stride):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("overlap", {}),
+        ("jump", {"window_stride": 2}),
+        ("clip", {}),
+        ("decay", {"window_every": 5, "window_decay": "linear"}),
+        ("expdecay", {"window_decay": "exponential", "window_decay_rate": 0.4, "window_decay_from": 2}),
+    ],
+)
+def test_grpo_sliding_windows(name, options):
     """As published until it comes to an empty window, in which nothing would be learnt; here it begins again."""
     size, end, every = (GRPO[f"win_{key}"].item() for key in ("size", "max_timesteps", "iters_per_group"))
-    config = FlowGrpoConfig(window=size, window_every=every, window_stride=stride)
+    config = FlowGrpoConfig(**{"window": size, "window_every": every, **options})
     starts = [window_start(config, index, end, 0) for index in range(len(GRPO[f"win_{name}_start"]))]
     lengths = [min(start + size, end) - start for start in starts]
     full = (GRPO[f"win_{name}_len"] == 0).nonzero()[0, 0]

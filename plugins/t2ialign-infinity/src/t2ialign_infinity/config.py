@@ -31,6 +31,12 @@ class InfinityConfig(BackendConfig):
             "top_k = 1 draws no bit, and no optimizer asks for probabilities",
             lambda own, spec: own.top_k == 1 and "tokens" not in spec.optimizer.requires().get("backend", ()),
         ),
+        Idle(
+            "cfg_insertion_layer",
+            "guidance_scale = 1 guides nothing",
+            lambda own, _: own.guidance_scale == 1,
+            "raise guidance_scale, or leave it out",
+        ),
         *GREEDY,
         *PLAIN,
     )

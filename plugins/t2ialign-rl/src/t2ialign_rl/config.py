@@ -154,15 +154,20 @@ class FlowGrpoConfig(AdvantageConfig):
     idle: ClassVar[tuple[Idle, ...]] = (
         Idle("clip", "with updates = 1 all ratios are 1", lambda own, _: own.updates == 1, "more updates"),
         Idle(
-            "window_course window_first window_every window_stride",
+            "window_course window_first window_every window_stride window_decay window_decay_rate window_decay_from",
             "without window all steps are learnt from",
             lambda own, _: own.window is None,
             "set window, or leave it out",
         ),
         Idle(
-            "window_every window_stride",
+            "window_every window_stride window_decay window_decay_rate window_decay_from",
             "only window_course = 'sliding' moves on",
             lambda own, _: own.window is not None and own.window_course != "sliding",
+        ),
+        Idle(
+            "window_decay_rate window_decay_from",
+            "only window_decay = 'exponential' has them",
+            lambda own, _: own.window is not None and own.window_decay != "exponential",
         ),
         Idle(
             "window",
@@ -191,6 +196,13 @@ class FlowGrpoConfig(AdvantageConfig):
     window_first: int = Field(0, ge=0, description="first step of the sampler that a window may hold")
     window_every: int = Field(25, ge=1, description="steps of the run after which a sliding window moves on")
     window_stride: int = Field(1, ge=1, description="how far")
+    window_decay: Literal["none", "linear", "exponential"] = Field(
+        "none",
+        description="how window_every shortens along the sampler's steps: not at all, evenly to 1, or by the factor"
+        " exp(-window_decay_rate) a step behind window_decay_from",
+    )
+    window_decay_rate: float = Field(0.1, gt=0, description="of the exponential decay, for each step of the sampler")
+    window_decay_from: int = Field(13, ge=0, description="step of the sampler behind which it begins")
     same_noise: bool = Field(
         False,
         description="images of a prompt start from the same noise; with a window they are drawn once up to there, and"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -26,12 +28,25 @@ def window_start(config: FlowGrpoConfig, index: int, end: int, seed: int) -> int
     first, size = min(config.window_first, end - 1), config.window or end
     match config.window_course:
         case "sliding":
-            places = -(-(end - first) // config.window_stride)
-            return first + (index // config.window_every) % places * config.window_stride
+            places = range(first, end, config.window_stride)
+            stays = [stay(config, place, end) for place in places]
+            left = index % sum(stays)
+            return next(place for place, until in zip(places, accumulate(stays), strict=True) if left < until)
         case "random":
             source = seeding.generator(seeding.derive(seed, "grpo-window", index))
             return first + int(torch.randint(max(1, end - first - size + 1), (), generator=source))
     return first
+
+
+def stay(config: FlowGrpoConfig, place: int, end: int) -> int:
+    """Steps of the run for which a sliding window stays at a step of the sampler, at least 1."""
+    every = config.window_every
+    match config.window_decay:
+        case "linear":
+            return max(1, int(every * (1 - place / end) + place / end))
+        case "exponential":
+            return math.ceil(every * math.exp(-config.window_decay_rate * max(0, place - config.window_decay_from)))
+    return every
 
 
 class Windowed(StepSampler):
