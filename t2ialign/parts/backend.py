@@ -138,26 +138,29 @@ class Backend(Part, ABC):
         return self.decode(latents)
 
     def draw_tokens(
-        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True
+        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True, guided: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [0, 1], and the tokens that they are made of. Backends that provide "tokens" only.
 
         Args:
             conditioning: B rows.
             seeds: one per image.
-            plain: draw from the very distribution that ``log_prob`` is of: without guidance and filters.
+            plain: draw from the very distribution that ``log_prob`` is of: without filters, and without guidance unless
+                ``guided``.
+            guided: as for ``log_prob``.
 
         Returns:
             Images, and tokens int64 (B, L) or bits (B, L, n), coarse scales first.
         """
         raise TypeError(f"{type(self).__name__} has no tokens: it is {self.info.family}")
 
-    def log_prob(self, conditioning: Conditioning, tokens: Tensor) -> Tensor:
+    def log_prob(self, conditioning: Conditioning, tokens: Tensor, guided: bool = False) -> Tensor:
         """Log-probabilities of tokens given those of coarser scales, by teacher forcing; gradients flow.
 
         Args:
             conditioning: B rows.
             tokens: as ``draw_tokens`` gives them, or those of the first scales alone (B, l, ...).
+            guided: of the logits with the backend's guidance, at two rows for each image.
 
         Returns:
             float32 (B, l), of all bits of a token together.

@@ -181,13 +181,13 @@ class Problem:
 
     @torch.no_grad()
     def draw_tokens(
-        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True
+        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True, guided: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Images and tokens of an autoregressive model in micro-batches; see ``Backend.draw_tokens``."""
 
         def part(rows: slice) -> tuple[Tensor, Tensor]:
             with blaming(self.backend.label):
-                images, tokens = self.backend.draw_tokens(conditioning[rows], seeds[rows], plain)
+                images, tokens = self.backend.draw_tokens(conditioning[rows], seeds[rows], plain, guided)
             return checks.images(self.backend, images, len(seeds[rows])), tokens
 
         def run(size: int) -> tuple[Tensor, Tensor]:

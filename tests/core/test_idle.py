@@ -191,6 +191,16 @@ CASES: list[tuple[str, Tables, Tables]] = [
         of("backend", "var", **VAR, guidance_scale=2.0) | opt("grpo-ar"),
         of("backend", "var", **VAR, guidance_scale=2.0),
     ),
+    (
+        "backend.top_k",
+        of("backend", "var", **VAR, top_k=2) | opt("grpo-ar", policy="guided"),
+        of("backend", "var", **VAR, top_k=2) | opt("grpo-ar", policy="surrogate"),
+    ),
+    (
+        "backend.guidance_scale",
+        of("backend", "var", **VAR, guidance_scale=2.0) | opt("grpo-ar"),
+        of("backend", "var", **VAR, guidance_scale=2.0) | opt("grpo-ar", policy="guided"),
+    ),
     ("backend.top_p", of("backend", "infinity", top_k=1, top_p=0.5), of("backend", "infinity", top_p=0.5)),
     (
         "backend.cfg_insertion_layer",

@@ -285,10 +285,11 @@ def test_blocks_are_numbered_across_chunks(backend: InfinityBackend) -> None:
 # Bits and their log-probabilities
 
 
-def test_log_probs_are_those_that_cached_sampling_had(config: Any) -> None:
-    backend = InfinityBackend(config(tau=0.5))
+@pytest.mark.parametrize(("guided", "insertion"), [(False, 0), (True, 0), (True, -2)])
+def test_log_probs_are_those_that_cached_sampling_had(config: Any, guided: bool, insertion: int) -> None:
+    backend = InfinityBackend(config(tau=0.5, cfg_insertion_layer=insertion))
     conditioning, seeds = backend.encode(PROMPTS), [0, 1, 2, 3]
-    images, bits = backend.draw_tokens(conditioning, seeds)
+    images, bits = backend.draw_tokens(conditioning, seeds, guided=guided)
     draws, seen = DrawBits(backend.noise(seeds), backend.quantiser.tokens, 0, 1.0), []
 
     def choose(scale: int, logits: torch.Tensor) -> torch.Tensor:
@@ -297,12 +298,14 @@ def test_log_probs_are_those_that_cached_sampling_had(config: Any) -> None:
         return chosen
 
     text = conditioning.tensors["text"], conditioning.tensors["text_mask"]
-    plain = [1.0] * len(backend.guidance)
-    arguments = backend.transformer, backend.quantiser, backend.rotation, text, plain, backend.tau, choose
-    torch.testing.assert_close(backend.vae.decode(sample_features(*arguments)), images)
-    torch.testing.assert_close(backend.log_prob(conditioning, bits), torch.cat(seen, 1), rtol=0, atol=1e-3)
+    strength = backend.guidance if guided else [1.0] * len(backend.guidance)
+    arguments = backend.transformer, backend.quantiser, backend.rotation, text, strength, backend.tau, choose
+    torch.testing.assert_close(backend.vae.decode(sample_features(*arguments, insertion=insertion)), images)
+    found = backend.log_prob(conditioning, bits, guided)
+    torch.testing.assert_close(found, torch.cat(seen, 1), rtol=0, atol=1e-3)
+    assert torch.allclose(found, backend.log_prob(conditioning, bits)) is not guided
     count = int((backend.scale_of < 3).sum())
-    prefix = backend.log_prob(conditioning, bits[:, :count])
+    prefix = backend.log_prob(conditioning, bits[:, :count], guided)
     torch.testing.assert_close(prefix, torch.cat(seen, 1)[:, :count], rtol=0, atol=1e-3)
     assert torch.equal(backend.draw_tokens(conditioning, seeds, plain=False)[0], backend.generate(conditioning, seeds))
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from t2ialign_rl.advantages import advantages, clipped_loss
 from t2ialign_rl.methods.grpo_ar import k3, token_weights
+from t2ialign_var.sampling import guided_logits
 
 FILE = Path(__file__).parents[1] / "golden" / "rl_ar.safetensors"
 GOLDEN = load_file(FILE)
@@ -56,10 +57,19 @@ def test_loss_of_tokens(name, alpha):
     close(torch.autograd.grad(found, logits)[0], gradient)
 
 
+def test_log_probs_of_guided_logits():
+    scales = len(CONFIG["ladder"])
+    found = guided_logits(
+        GOLDEN["logits_new"], GOLDEN["logits_uncond"], GOLDEN["scale"][:, None], scales, CONFIG["cfg"]
+    )
+    close(of_tokens(found), GOLDEN["logp_guided"])
+
+
 def test_loss_of_bits():
     logits = GOLDEN["bit_logits_new"].clone().requires_grad_()
     new, old, reference = of_bits(logits), of_bits(GOLDEN["bit_logits_old"]), of_bits(GOLDEN["bit_logits_ref"])
-    close(new, GOLDEN["bit_logp_new"])
+    for key, one in (("new", new), ("old", old), ("ref", reference)):
+        close(one, GOLDEN[f"bit_logp_{key}"])
     found, _, distance = loss(new, old, reference, token_weights(GOLDEN["scale"], CONFIG["alpha"]))
     close(distance, GOLDEN["bit_k3"])
     close(torch.exp(new - old), GOLDEN["bit_ratio"])

@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from t2ialign import Prediction
+from t2ialign import Denoiser, Prediction
+from t2ialign.spec.prompts import Prompt
+from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.gaussian import divergence, log_prob
 from t2ialign.tensors.paths import FlowPath
 from t2ialign_rl.advantages import advantages, clipped_loss
@@ -16,8 +18,10 @@ from t2ialign_rl.forward_process import distance
 from t2ialign_rl.methods import awm, nft, online_dpo
 from t2ialign_rl.methods import flow_grpo as grpo
 from t2ialign_rl.windows import Windowed, window_start
-from t2ialign_solvers.config import FlowSdeConfig
+from t2ialign_solvers.config import FlowSdeConfig, OdeConfig
 from t2ialign_solvers.flow_sde import FlowSde
+from t2ialign_solvers.multistep import DpmSolverPlusPlus2M
+from t2ialign_solvers.single_step import Euler
 
 FOLDER = Path(__file__).parents[1] / "golden"
 NFT, GRPO, AWM, DPO = (load_file(FOLDER / f"rl_{name}.safetensors") for name in ("nft", "grpo", "awm", "dpo"))
@@ -137,6 +141,30 @@ def test_nft_decay_of_the_old_policy(kind, schedule):
 def test_nft_old_policy_follows():
     decay = nft.old_decay("linear", NFT["param_blend_step"].item())
     close(NFT["param_old"].lerp(NFT["param_theta"], 1 - decay), NFT["param_old_after"])
+
+
+class Recorded(Denoiser):
+    """Gives recorded velocities in turn, and keeps the latents that it is asked about."""
+
+    def __init__(self):
+        super().__init__(FlowPath(), Conditioning((Prompt(""),) * 2, {}))
+        self.seen = []
+
+    def rows(self, index):
+        return self
+
+    def predict(self, x, t):
+        velocity, t = NFT["dpm_v"][len(self.seen)], like_rows(t, x)
+        self.seen.append(x)
+        return Prediction(x - t * velocity, x + (1 - t) * velocity)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("dpm1", Euler), ("dpm2", DpmSolverPlusPlus2M)])
+def test_nft_published_solvers_are_samplers_here(name, kind, monkeypatch):
+    monkeypatch.setattr(kind, "knots", lambda self, path: NFT["dpm_sigmas"])
+    denoiser, recorded = Recorded(), NFT[f"{name}_latents"]
+    last = kind(OdeConfig(steps=len(recorded) - 1)).sample(denoiser, NFT["dpm_x_init"])
+    close(torch.stack([*denoiser.seen, last]), recorded, 1e-5)  # denoisers see float32 times
 
 
 # AWM

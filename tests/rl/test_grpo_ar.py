@@ -26,7 +26,13 @@ def after(trained, first, last):
 
 
 @pytest.mark.parametrize(
-    ("micro_batch", "options"), [(1, ()), (4, ("optimizer.scales=3",)), (64, ("optimizer.policy='surrogate'",))]
+    ("micro_batch", "options"),
+    [
+        (1, ()),
+        (4, ("optimizer.scales=3",)),
+        (64, ("optimizer.policy='surrogate'",)),
+        (4, ("optimizer.policy='guided'", "optimizer.scales=3")),
+    ],
 )
 def test_the_first_ratio_is_one_and_the_start_is_the_base(micro_batch, options):
     """With two updates old log-probabilities are computed before; only the second is away from them."""

@@ -21,10 +21,12 @@ def guided(checkpoint: Path, **options: Any) -> VarBackend:
     return VarBackend(VarConfig(checkpoint=str(checkpoint), dtype="float32", top_k=5, **options))
 
 
-def test_log_probs_are_those_that_cached_sampling_had(checkpoint: Path) -> None:
+@pytest.mark.parametrize("with_guidance", [False, True])
+def test_log_probs_are_those_that_cached_sampling_had(checkpoint: Path, with_guidance: bool) -> None:
     backend = guided(checkpoint)
     conditioning, quantiser = backend.encode(["ant", "bee", "ant"]), backend.vqvae.quantize
-    images, tokens = backend.draw_tokens(conditioning, SEEDS)
+    images, tokens = backend.draw_tokens(conditioning, SEEDS, guided=with_guidance)
+    strength = backend.config.guidance_scale if with_guidance else 0.0
     seen = []
     draws = DrawTokens(quantiser, backend.noise(SEEDS), 0, 1.0)
 
@@ -33,9 +35,11 @@ def test_log_probs_are_those_that_cached_sampling_had(checkpoint: Path) -> None:
         seen.append(logits.log_softmax(-1).gather(-1, chosen[..., None]).squeeze(-1))
         return quantiser.embedding(chosen)
 
-    features = sample_features(backend.transformer, quantiser, conditioning.tensors["class_id"], 0.0, choose)
+    features = sample_features(backend.transformer, quantiser, conditioning.tensors["class_id"], strength, choose)
     torch.testing.assert_close(backend.vqvae.decode(features), images)
-    torch.testing.assert_close(backend.log_prob(conditioning, tokens), torch.cat(seen, 1), rtol=0, atol=1e-4)
+    found = backend.log_prob(conditioning, tokens, with_guidance)
+    torch.testing.assert_close(found, torch.cat(seen, 1), rtol=0, atol=1e-4)
+    assert torch.allclose(found, backend.log_prob(conditioning, tokens)) is not with_guidance
 
 
 def test_images_of_the_run_s_own_sampling_have_tokens(checkpoint: Path) -> None:

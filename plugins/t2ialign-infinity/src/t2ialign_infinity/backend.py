@@ -130,7 +130,7 @@ class InfinityBackend(Backend):
 
     @torch.no_grad()
     def draw_tokens(
-        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True
+        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True, guided: bool = False
     ) -> tuple[Tensor, Tensor]:
         filters = (0, 1.0) if plain else (self.config.top_k, self.config.top_p)
         draws, drawn = DrawBits(self.noise(seeds), self.quantiser.tokens, *filters), list[Tensor]()
@@ -139,7 +139,7 @@ class InfinityBackend(Backend):
             drawn.append(draws(scale, logits))
             return drawn[-1]
 
-        guidance = [1.0] * len(self.guidance) if plain else self.guidance
+        guidance = [1.0] * len(self.guidance) if plain and not guided else self.guidance
         text = self._text(conditioning)
         return self.vae.decode(self._features(text, guidance, choose)), torch.cat(drawn, dim=1)
 
@@ -149,12 +149,26 @@ class InfinityBackend(Backend):
             self.transformer, self.quantiser, self.rotation, text, guidance, self.tau, choose, insertion=insertion
         )
 
-    def log_prob(self, conditioning: Conditioning, tokens: Tensor) -> Tensor:
+    def log_prob(self, conditioning: Conditioning, tokens: Tensor, guided: bool = False) -> Tensor:
         with torch.no_grad():
             _, inputs = self.quantiser.unroll(tokens)
-        sizes, packed = first_scales(self.quantiser.tokens, tokens.shape[1]), PackedText.pack(*self._text(conditioning))
-        logits = self.transformer(packed, inputs, sizes, self.rotation[: tokens.shape[1]])
-        tau = torch.tensor(self.tau, device=tokens.device)[self.scale_of[: tokens.shape[1]].to(tokens.device)]
+        guided = guided and any(c != 1 for c in self.guidance)
+        count, insertion = tokens.shape[1], self.config.cfg_insertion_layer
+        scale_of = self.scale_of[:count].to(tokens.device)
+        packed = PackedText.pack(*self._text(conditioning), self.transformer.cfg_uncond if guided else None)
+        c = torch.tensor(self.guidance, device=tokens.device)[scale_of]
+        logits = self.transformer(
+            packed,
+            inputs.repeat(2, 1, 1) if guided else inputs,
+            first_scales(self.quantiser.tokens, count),
+            self.rotation[:count],
+            (self.transformer.depth + insertion, c) if guided and insertion else None,
+        )
+        if guided:
+            conditional, unconditional = logits.chunk(2)
+            c = torch.ones_like(c) if insertion else c
+            logits = c[:, None, None] * conditional + (1 - c[:, None, None]) * unconditional
+        tau = torch.tensor(self.tau, device=tokens.device)[scale_of]
         bits = (logits / tau[:, None, None]).log_softmax(-1)
         return bits.gather(-1, tokens[..., None]).squeeze(-1).sum(-1)
 

@@ -222,13 +222,21 @@ class InfinityTransformer(nn.Module):
                 x = torch.cat([mixed, torch.where(c == 1, unconditional, mixed)])
         return self.head(self.head_nm(x, context.start)).float().unflatten(-1, (self.bits, 2))
 
-    def forward(self, text: PackedText, inputs: Tensor, tokens: list[int], rotation: Tensor) -> Tensor:
+    def forward(
+        self,
+        text: PackedText,
+        inputs: Tensor,
+        tokens: list[int],
+        rotation: Tensor,
+        guidance: tuple[int, Tensor] | None = None,
+    ) -> Tensor:
         """Teacher forcing: logits of every bit given the true coarser scales.
 
         Args:
             inputs: (B, L - 1, bits), see ``BitQuantiser.unroll``.
             tokens: tokens of every scale.
             rotation: complex (L, hd / 2).
+            guidance: as for ``predict``.
 
         Returns:
             float32 (B, L, bits, 2).
@@ -236,4 +244,5 @@ class InfinityTransformer(nn.Module):
         context = self.read(text)
         parts = inputs.split(tokens[1:], dim=1)
         embedded = [self.embed(k, None if k == 0 else parts[k - 1], context.start) for k in range(len(tokens))]
-        return self.predict(torch.cat(embedded, dim=1), context, rotation, block_mask(tokens, inputs.device))
+        mask = block_mask(tokens, inputs.device)
+        return self.predict(torch.cat(embedded, dim=1), context, rotation, mask, guidance=guidance)

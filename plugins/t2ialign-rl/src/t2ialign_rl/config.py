@@ -239,10 +239,10 @@ class GrpoArConfig(AdvantageConfig):
     kl: float = Field(0.1, ge=0, description="weight of the divergence from the base model")
     alpha: float = Field(0.7, ge=0, description="tokens of a scale of n tokens weigh n^-alpha; 0: all tokens alike")
     scales: int | None = Field(None, ge=1, description="learn from the tokens of the first scales alone")
-    policy: Literal["plain", "surrogate"] = Field(
+    policy: Literal["plain", "guided", "surrogate"] = Field(
         "plain",
-        description="images are drawn without guidance and filters, from the distribution that is learnt; or as the"
-        " backend's options say, and the plain distribution stands for the one that drew",
+        description="what draws and is learnt: the plain distribution; the guided one, at two rows for each image; or"
+        " images are drawn as the backend's options say, filters too, and the plain distribution stands for that",
     )
     max_kl: float | None = Field(
         5.0,

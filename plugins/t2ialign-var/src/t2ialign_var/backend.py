@@ -13,7 +13,7 @@ from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_var.classes import imagenet, read_classes
 from t2ialign_var.config import VarConfig
 from t2ialign_var.loading import check_depth, fill, read_sizes, read_tensors
-from t2ialign_var.sampling import Choose, DrawTokens, MixCodes, sample_features
+from t2ialign_var.sampling import Choose, DrawTokens, MixCodes, guided_logits, sample_features
 from t2ialign_var.transformer import VarTransformer, released
 from t2ialign_var.vqvae import RELEASED, VQVAE
 
@@ -106,7 +106,7 @@ class VarBackend(Backend):
 
     @torch.no_grad()
     def draw_tokens(
-        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True
+        self, conditioning: Conditioning, seeds: Sequence[int], plain: bool = True, guided: bool = False
     ) -> tuple[Tensor, Tensor]:
         """
         Raises:
@@ -123,14 +123,22 @@ class VarBackend(Backend):
             return quantiser.embedding(drawn[-1])
 
         labels = conditioning.tensors["class_id"].to(self.device)
-        guidance = 0.0 if plain else options.guidance_scale
+        guidance = 0.0 if plain and not guided else options.guidance_scale
         features = sample_features(self.transformer, quantiser, labels, guidance, choose)
         return self.vqvae.decode(features), torch.cat(drawn, dim=1)
 
-    def log_prob(self, conditioning: Conditioning, tokens: Tensor) -> Tensor:
+    def log_prob(self, conditioning: Conditioning, tokens: Tensor, guided: bool = False) -> Tensor:
         with torch.no_grad():
             _, inputs = self.vqvae.quantize.unroll(tokens)
-        logits = self.transformer(conditioning.tensors["class_id"].to(self.device), inputs)
+        labels = conditioning.tensors["class_id"].to(self.device)
+        if guided and self.config.guidance_scale > 0:
+            doubled = torch.cat([labels, torch.full_like(labels, self.transformer.classes)])
+            conditional, unconditional = self.transformer(doubled, inputs.repeat(2, 1, 1)).chunk(2)
+            scale = self.scale_of[: tokens.shape[1]].to(self.device)[:, None]
+            scales, strength = len(self.transformer.tokens), self.config.guidance_scale
+            logits = guided_logits(conditional, unconditional, scale, scales, strength)
+        else:
+            logits = self.transformer(labels, inputs)
         return logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
 
     @property

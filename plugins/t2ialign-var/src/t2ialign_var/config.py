@@ -21,9 +21,15 @@ GREEDY = (
 )
 PLAIN = (
     Idle(
-        "guidance_scale top_k top_p",
+        "guidance_scale",
         "with optimizer.policy = 'plain' training images are drawn without it; grids and evaluation have it",
         lambda own, spec: getattr(spec.optimizer.config, "policy", "") == "plain",
+        "set optimizer.policy = 'guided' or 'surrogate', or nothing",
+    ),
+    Idle(
+        "top_k top_p",
+        "unless optimizer.policy = 'surrogate' training images are drawn without it; grids and evaluation have it",
+        lambda own, spec: getattr(spec.optimizer.config, "policy", "") in ("plain", "guided"),
         "set optimizer.policy = 'surrogate', or nothing",
     ),
 )

@@ -100,6 +100,19 @@ class MixCodes:
         return weights @ self.quantiser.embedding.weight
 
 
+def guided_logits(
+    conditional: Tensor, unconditional: Tensor, scale: int | Tensor, scales: int, guidance: float
+) -> Tensor:
+    """(1 + t) l_c - t l_u with t = guidance k / (K - 1), which grows with the scale.
+
+    Args:
+        scale: k; a tensor broadcasts against the logits.
+        scales: K.
+    """
+    t = guidance * scale / max(scales - 1, 1)
+    return (1 + t) * conditional - t * unconditional
+
+
 def with_cache(transformer: VarTransformer, condition: Tensor) -> Predict:
     """Each scale is computed once; keys and values of the coarser ones are kept."""
     cache = KeyValueCache(len(transformer.blocks), sum(transformer.tokens))
@@ -154,7 +167,6 @@ def sample_features(
         logits = predict(scale, x)
         if copies == 2:
             conditional, unconditional = logits.chunk(2)
-            t = guidance * scale / max(last, 1)
-            logits = (1 + t) * conditional - t * unconditional
+            logits = guided_logits(conditional, unconditional, scale, last + 1, guidance)
         accumulated = accumulated + quantiser.contribution(scale, choose(scale, logits))
     return accumulated

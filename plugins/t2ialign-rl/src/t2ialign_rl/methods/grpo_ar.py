@@ -55,8 +55,8 @@ class GrpoAr(Online):
         def losses(rows: Tensor) -> dict[str, Tensor]:
             conditioning, own = batch.conditioning[rows.cpu()], tokens[rows]
             with torch.no_grad(), problem.adapter.disabled():
-                base = problem.backend.log_prob(conditioning, own) if config.kl else None
-            now = problem.backend.log_prob(conditioning, own)
+                base = problem.backend.log_prob(conditioning, own, self.guided) if config.kl else None
+            now = problem.backend.log_prob(conditioning, own, self.guided)
             ratio = torch.exp(now - (now.detach() if before is None else before[rows]))
             w = weights.to(now)
             policy = (w * clipped_loss(better[rows, None].to(now), ratio, config.clip)).sum(1)
@@ -72,7 +72,8 @@ class GrpoAr(Online):
         problem, count = self.problem, len(batch.seeds)
         mine = problem.world.mine(count)
         conditioning, seeds = batch.conditioning[mine], [batch.seeds[row] for row in mine]
-        images, tokens = problem.draw_tokens(conditioning, seeds, plain=self.config.policy == "plain")
+        surrogate = self.config.policy == "surrogate"
+        images, tokens = problem.draw_tokens(conditioning, seeds, plain=not surrogate, guided=self.guided)
         scores = problem.rewards.score(images, conditioning.prompts, micro_batch=problem.micro_batch)
         gathered = {name: problem.world.collect(values, count) for name, values in scores.items()}
         return Drawn(problem.world.collect(tokens, count), gathered, images)
@@ -83,9 +84,14 @@ class GrpoAr(Online):
 
         def run(size: int) -> Tensor:
             rows = torch.arange(len(tokens)).split(size)
-            return torch.cat([self.problem.backend.log_prob(batch.conditioning[part], tokens[part]) for part in rows])
+            own = [(batch.conditioning[part], tokens[part]) for part in rows]
+            return torch.cat([self.problem.backend.log_prob(*part, self.guided) for part in own])
 
         return self.problem.retrying(run)
+
+    @property
+    def guided(self) -> bool:
+        return self.config.policy == "guided"
 
     def acceptable(self, means: dict[str, float]) -> bool:
         return self.config.max_kl is None or means["whole_kl"] <= self.config.max_kl
