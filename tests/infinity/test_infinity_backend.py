@@ -17,6 +17,7 @@ from t2ialign.lora import adapter as lora
 from t2ialign.lora.adapter import Adapter
 from t2ialign.lora.file import write_lora
 from t2ialign.testing import check_backend
+from t2ialign_infinity import ladders
 from t2ialign_infinity.backend import InfinityBackend, per_scale
 from t2ialign_infinity.config import InfinityConfig
 from t2ialign_infinity.sampling import DrawBits, sample_features, with_cache, without_cache
@@ -187,14 +188,36 @@ def test_an_exported_lora_loads_into_a_fresh_backend(backend: InfinityBackend, c
     assert not torch.allclose(loaded, base)
 
 
-def test_the_snippet_of_the_model_card_runs(
-    backend: InfinityBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [{}, {"image_size": [24, 36], "aspect_ratio": 1.0, "guidance_scale": 1.5}])
+def test_the_code_on_the_model_card_draws_the_image_of_the_run(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
+    backend = InfinityBackend(config(**options))
     write_lora(attach(backend), "transformer", tmp_path / "pytorch_lora_weights.safetensors")
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     exec(backend.snippet().replace('"cuda"', '"cpu"'), scope)
-    assert scope["images"].shape[:2] == (1, 3)
+    ours = backend.generate(backend.encode(["a red fox in the snow"]), [0])
+    assert ours.shape == (1, 3, *((24, 36) if options else (36, 24)))
+    torch.testing.assert_close(scope["images"], ours, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("resolution", ladders.SCALES)
+def test_a_trained_size_is_its_resolution_and_aspect_ratio(resolution: str) -> None:
+    count = ladders.SCALES[resolution]
+    for ratio, full in ladders.LADDERS.items():
+        height, width = (16 * cells for cells in full[count - 1])
+        assert ladders.of_size([height, width], ladders.SCALES.values(), 16) == (ladders.nearest(ratio), count)
+
+
+def test_other_sizes_are_refused_with_those_there_are(config: Any) -> None:
+    (why,) = InfinityConfig(image_size=[1024, 768]).misfits().values()
+    assert why.startswith("is no trained size; near it are [768, 768], [880, 704], [960, 720]")
+    assert not InfinityConfig(image_size=[1152, 864]).misfits()
+    with pytest.raises(ValidationError, match="image_size decides resolution and aspect_ratio"):
+        InfinityConfig(image_size=1024, resolution="1M", aspect_ratio=1.5)
+    with pytest.raises(UsageError, match=r"no trained size; near it are \[32, 32\]"):
+        InfinityBackend(config(image_size=[24, 35], aspect_ratio=1.0))
 
 
 # Options and files

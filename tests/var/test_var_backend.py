@@ -124,7 +124,19 @@ def test_the_snippet_of_the_model_card_runs(
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
     exec(backend.snippet().replace('"cuda"', '"cpu"'), scope)
-    assert scope["images"].shape == (1, 3, 12, 12)
+    ours = backend.generate(backend.encode([backend.classes.names[0]]), [0])
+    torch.testing.assert_close(scope["images"], ours, rtol=0, atol=1e-5)
+
+
+def test_sizes_are_squares_of_the_checkpoints_own(backend: VarBackend) -> None:
+    assert not VarConfig(image_size=256).misfits()
+    assert (
+        "squares alone, this checkpoint's have 256 pixels" in VarConfig(image_size=[256, 512]).misfits()["image_size"]
+    )
+    assert not VarConfig(image_size=[512, 512], depth=36).misfits()
+    assert backend.info.image_size == (12, 12)
+    with pytest.raises(UsageError, match="squares alone, this checkpoint's have 12 pixels a side"):
+        VarBackend(backend.config.model_copy(update={"image_size": (12, 16)}))
 
 
 # Prompts

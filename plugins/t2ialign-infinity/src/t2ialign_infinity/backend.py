@@ -19,6 +19,7 @@ from t2ialign_infinity.text import PackedText, TextEncoder, flatter
 from t2ialign_infinity.transformer import InfinityTransformer
 from t2ialign_infinity.vae import BitVAE, wrapped_names
 from t2ialign_infinity.variants import VARIANTS
+from t2ialign_var.config import printed_options
 from t2ialign_var.layers import first_scales
 from t2ialign_var.loading import check_depth, fill, read_sizes, read_tensors
 
@@ -56,12 +57,15 @@ class InfinityBackend(Backend):
         for file in self.files:
             if not file.exists():
                 raise UsageError(f"checkpoint '{config.checkpoint}' has no {file.name}")
-        full = ladders.nearest(config.aspect_ratio)
-        resolution = config.resolution or variant.resolution
-        count = self.sizes["transformer"].get("scales", ladders.SCALES[resolution])
-        vae = self.sizes["vae"]
+        vae, transformer = self.sizes["vae"], self.sizes["transformer"]
+        counts = [transformer["scales"]] if "scales" in transformer else ladders.SCALES.values()
+        factor = 2 ** (len(vae["ch_mult"]) - 1)
+        if config.image_size is not None:
+            full, count = ladders.of_size(config.image_size, counts, 2 * factor if vae["patchify"] else factor)
+        else:
+            full = ladders.nearest(config.aspect_ratio)
+            count = transformer.get("scales", ladders.SCALES[config.resolution or variant.resolution])
         self.quantiser = BitQuantiser(vae["bits"], full[:count], vae["patchify"])
-        transformer = self.sizes["transformer"]
         self.rotation = rotation(full[:count], full[-1], transformer["width"] // transformer["heads"]).to(self.device)
         self.guidance = per_scale(config.guidance_scale, count)
         self.tau = per_scale(config.tau or variant.tau, count)
@@ -69,7 +73,7 @@ class InfinityBackend(Backend):
             raise UsageError(
                 f"backend.cfg_insertion_layer = {config.cfg_insertion_layer}: the model has {depth} blocks"
             )
-        height, width = (side * 2 ** (len(vae["ch_mult"]) - 1) for side in self.quantiser.grid(-1))
+        height, width = (side * factor for side in self.quantiser.grid(-1))
         self.info = BackendInfo(
             family="autoregressive",
             latent_shape=(sum(self.quantiser.tokens), transformer["bits"]),
@@ -181,10 +185,7 @@ class InfinityBackend(Backend):
         return tensors["text"], tensors["text_mask"]
 
     def snippet(self, sampler: Sampler | None = None) -> str:
-        config = self.config
-        options = f"checkpoint={config.checkpoint!r}, variant={config.variant!r}, dtype={config.dtype!r}"
-        if config.text_encoder != InfinityConfig().text_encoder:
-            options += f", text_encoder={config.text_encoder!r}"
+        options = printed_options(self.config, "checkpoint", "variant", "dtype")
         return f"""\
 # pip install t2ialign-infinity
 from pathlib import Path

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from t2ialign import BackendConfig
+from t2ialign import BackendConfig, ImageSize
 from t2ialign.config import Checkpoint, Dtype
 from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.spec import checkpoints
-from t2ialign_var.config import GREEDY, PLAIN
+from t2ialign_infinity import ladders
+from t2ialign_var.config import GREEDY, PLAIN, has_config
 
 #: Most tokens of a prompt, in all released models.
 TEXT_LENGTH = 512
@@ -60,6 +61,11 @@ class InfinityConfig(BackendConfig):
         None, description="pixel budget (256, 512, 768 or 1024 px squared); default: the variant's"
     )
     aspect_ratio: float = Field(1.0, gt=0, description="height / width; the nearest trained one is used")
+    image_size: ImageSize | None = Field(
+        None,
+        description="[height, width] of a trained size, or one number for a square; in place of resolution and"
+        " aspect_ratio",
+    )
     guidance_scale: Guidance | Annotated[list[Guidance], Field(min_length=1)] = Field(
         3.0, description="classifier-free guidance: one number, or one per scale (the last one goes on); 1 = none"
     )
@@ -77,6 +83,18 @@ class InfinityConfig(BackendConfig):
         False,
         description="append the authors' words for good-looking faces to prompts about people; rewards do not see them",
     )
+
+    @model_validator(mode="after")
+    def _one_size(self) -> InfinityConfig:
+        given = {"resolution": self.resolution is not None, "aspect_ratio": self.aspect_ratio != 1}
+        if self.image_size is not None and (others := [name for name, is_given in given.items() if is_given]):
+            raise ValueError(f"image_size decides {' and '.join(others)}: leave one of them out")
+        return self
+
+    def misfits(self) -> dict[str, str]:
+        released = self.image_size is not None and not has_config(self.checkpoint)
+        why = ladders.untrained(self.image_size) if self.image_size is not None and released else ""
+        return super().misfits() | ({"image_size": why} if why else {})
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         found, folder = super().remarks(prompts), checkpoints.on_disk(self.text_encoder)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
+from t2ialign import UsageError, height_width
+
 Ladder = tuple[tuple[int, int], ...]
 
 #: Scales that each pixel budget uses: prefixes of the 1M ladder.
 SCALES = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
+
+#: Pixels along an axis for every cell of the last scale, in all released models.
+CELL = 16
 
 #: Height / width -> the 1M ladder, as in released checkpoints.
 _TALL = {
@@ -35,3 +42,31 @@ LADDERS |= {
 def nearest(aspect_ratio: float) -> Ladder:
     """The 1M ladder whose height / width is nearest."""
     return LADDERS[min(LADDERS, key=lambda ratio: abs(ratio - aspect_ratio))]
+
+
+def sizes(count: int, cell: int = CELL) -> dict[tuple[int, int], Ladder]:
+    """(height, width) in pixels after the first ``count`` scales -> the 1M ladder, for every trained aspect ratio."""
+    return {(cell * full[count - 1][0], cell * full[count - 1][1]): full for full in LADDERS.values()}
+
+
+def untrained(size: int | Sequence[int], counts: Collection[int] = SCALES.values(), cell: int = CELL) -> str:
+    """Why there is no ladder of one of ``counts`` scales for images of this size; names those there are, or ""."""
+    wanted = height_width(size)
+    if any(wanted in sizes(count, cell) for count in counts):
+        return ""
+    area = wanted[0] * wanted[1]
+    nearest_count = min(counts, key=lambda count: abs((cell * LADDERS[1.0][count - 1][0]) ** 2 - area))
+    tall = [f"[{height}, {width}]" for height, width in sorted(sizes(nearest_count, cell)) if height >= width]
+    return f"is no trained size; near it are {', '.join(tall)}, and these with height and width swapped"
+
+
+def of_size(size: int | Sequence[int], counts: Collection[int], cell: int) -> tuple[Ladder, int]:
+    """The 1M ladder whose first scales, ``counts`` of them, end in an image of this size, and their number.
+
+    Raises:
+        UsageError: no trained aspect ratio has it.
+    """
+    if why := untrained(size, counts, cell):
+        raise UsageError(f"backend.image_size {why}")
+    wanted = height_width(size)
+    return next((sizes(count, cell)[wanted], count) for count in counts if wanted in sizes(count, cell))

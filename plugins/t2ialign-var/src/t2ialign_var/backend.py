@@ -11,7 +11,7 @@ from t2ialign import Backend, BackendInfo, Sampler, UsageError, checkpoints
 from t2ialign.spec.prompts import Prompt, data_of
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_var.classes import imagenet, read_classes
-from t2ialign_var.config import VarConfig
+from t2ialign_var.config import VarConfig, printed_options
 from t2ialign_var.loading import check_depth, fill, read_sizes, read_tensors
 from t2ialign_var.sampling import Choose, DrawTokens, MixCodes, guided_logits, sample_features
 from t2ialign_var.transformer import VarTransformer, released
@@ -69,6 +69,8 @@ class VarBackend(Backend):
             image_size=(vqvae.image_side, vqvae.image_side),
             base_model=config.checkpoint,
         )
+        if why := config.only(vqvae.image_side):
+            raise UsageError(f"backend.image_size: {why}")
 
     @property
     def trainable(self) -> nn.Module:
@@ -146,15 +148,15 @@ class VarBackend(Backend):
         return torch.arange(len(self.transformer.tokens)).repeat_interleave(torch.tensor(self.transformer.tokens))
 
     def snippet(self, sampler: Sampler | None = None) -> str:
-        config = self.config
+        options = printed_options(self.config, "checkpoint", "depth", "dtype")
         return f"""\
 # pip install t2ialign-var
 from pathlib import Path
 
 from t2ialign_var.backend import VarBackend
-from t2ialign_var.config import VarConfig
+from t2ialign_var.config import VarConfig, printed_options
 
-var = VarBackend(VarConfig(checkpoint={config.checkpoint!r}, depth={config.depth}, dtype={config.dtype!r}), "cuda")
+var = VarBackend(VarConfig({options}), "cuda")
 var.load_lora(Path("."))  # the folder of this file
 images = var.generate(var.encode([{self.classes.names[0]!r}]), seeds=[0])  # (1, 3, H, W) in [0, 1]
 """

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from t2ialign import BackendConfig, checkpoints
+from t2ialign import BackendConfig, ImageSize, checkpoints, height_width
 from t2ialign.config import Checkpoint
 from t2ialign.idle import Idle
 
@@ -35,9 +35,17 @@ PLAIN = (
 )
 
 
-def _has_config(reference: str) -> bool:
+def has_config(reference: str) -> bool:
+    """Whether a checkpoint on disk says its own sizes."""
     folder = checkpoints.on_disk(reference)
     return folder is not None and (folder / "config.json").is_file()
+
+
+def printed_options(config: BackendConfig, *always: str) -> str:
+    """Arguments of a config on a model card: some always, the others where they are no defaults."""
+    fields = {name: field for name, field in type(config).model_fields.items() if name not in ("lora", "shard")}
+    shown = (name for name, field in fields.items() if name in always or getattr(config, name) != field.default)
+    return ", ".join(f"{name}={getattr(config, name)!r}" for name in shown)
 
 
 class VarConfig(BackendConfig):
@@ -45,7 +53,7 @@ class VarConfig(BackendConfig):
 
     idle: ClassVar[tuple[Idle, ...]] = (
         Idle("top_p", "top_k = 1 draws no code", lambda own, _: own.top_k == 1),
-        Idle("depth", "the checkpoint's config.json has its own", lambda own, _: _has_config(own.checkpoint)),
+        Idle("depth", "the checkpoint's config.json has its own", lambda own, _: has_config(own.checkpoint)),
         *GREEDY,
         *PLAIN,
     )
@@ -59,6 +67,9 @@ class VarConfig(BackendConfig):
         16,
         description="released size: 16, 20, 24, 30 (256 px) or 36 (512 px); a checkpoint with config.json has its own",
     )
+    image_size: ImageSize | None = Field(
+        None, description="VAR draws squares of its checkpoint's own size alone: 256 pixels, 512 at depth 36"
+    )
     guidance_scale: float = Field(
         4.0, ge=0, description="classifier-free guidance at the last scale; grows linearly from 0 at the first one"
     )
@@ -67,6 +78,19 @@ class VarConfig(BackendConfig):
     more_smooth: bool = Field(
         False, description="mix code vectors by Gumbel-softmax in place of sampling one: smoother pictures, no tokens"
     )
+
+    def misfits(self) -> dict[str, str]:
+        why = (
+            ""
+            if self.image_size is None or has_config(self.checkpoint)
+            else self.only(512 if self.depth == 36 else 256)
+        )
+        return super().misfits() | ({"image_size": why} if why else {})
+
+    def only(self, side: int) -> str:
+        """Why ``image_size`` cannot be had from a checkpoint that draws squares of one size; "" where it can."""
+        fits = self.image_size is None or height_width(self.image_size) == (side, side)
+        return "" if fits else f"VAR draws squares alone, this checkpoint's have {side} pixels a side"
 
     @classmethod
     def starter_prompts(cls) -> list[str]:
