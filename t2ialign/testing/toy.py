@@ -82,7 +82,7 @@ class ToyBackend(t2ialign.Backend):
         self.net = self.build().to(self.device)
 
     def build(self) -> nn.Sequential:
-        numbers = math.prod(self.info.latent_shape)
+        numbers = 3 * math.prod(t2ialign.height_width(self.config.image_size))
         return network(numbers + 8, numbers)
 
     @property
@@ -107,7 +107,7 @@ class ToyFlow(ToyBackend):
     """The same sizes as a rectified flow that depends on time, curved enough that solvers differ."""
 
     def build(self) -> nn.Sequential:
-        numbers = math.prod(self.info.latent_shape)
+        numbers = 3 * math.prod(t2ialign.height_width(self.config.image_size))
         return network(numbers + 9, numbers, gain=3)
 
     def denoiser(self, conditioning: Conditioning) -> FlowDenoiser:

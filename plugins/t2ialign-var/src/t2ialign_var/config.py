@@ -80,11 +80,7 @@ class VarConfig(BackendConfig):
     )
 
     def misfits(self) -> dict[str, str]:
-        why = (
-            ""
-            if self.image_size is None or has_config(self.checkpoint)
-            else self.only(512 if self.depth == 36 else 256)
-        )
+        why = "" if has_config(self.checkpoint) else self.only(512 if self.depth == 36 else 256)
         return super().misfits() | ({"image_size": why} if why else {})
 
     def only(self, side: int) -> str:
