@@ -12,6 +12,10 @@ itself, and does nothing if it is already complete. A killed run continues where
     reward        that CLIP, tuned on generator output         about  3
     package       evaluate, write checkpoints, cards, prompts  about  2
 
+A small decoder for drawing while searching, distilled on the shipped checkpoints:
+
+    tiny-decoder  train, evaluate, write checkpoint and card   about  6
+
 The same world in the format of Stable Diffusion; needs the stage `clip`:
 
     sd-autoencoder  pixels to latents                          about  6
@@ -28,9 +32,10 @@ from pathlib import Path
 
 import torch
 
+TINY = "tiny-decoder"
 SPRINT_STAGES = ("autoencoder", "sprint", "washed", "clip", "reward", "package")
 SD_STAGES = ("sd-autoencoder", "sd", "sd-turbo", "sd-relations", "sd-package")
-STAGES = SPRINT_STAGES + SD_STAGES
+STAGES = (*SPRINT_STAGES, TINY, *SD_STAGES)
 
 
 def main() -> None:
@@ -71,6 +76,10 @@ def run_stage(stage: str, work: Path, package: Path) -> None:
         from shapes_training import reward
 
         reward.run(work)
+    elif stage == TINY:
+        from shapes_training.tiny_decoder import write_package
+
+        write_package(work, package)
     else:
         from shapes_training.package import write_package
 

@@ -55,6 +55,11 @@ class Backend(Part, ABC):
     has_outline: ClassVar[bool] = False
 
     @property
+    def compiled(self) -> bool:
+        """Whether layers of the trained network run inside of what torch.compile made."""
+        return False
+
+    @property
     @abstractmethod
     def trainable(self) -> nn.Module:
         """The network that LoRA adapts."""

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from worlds import WORLD
 
 from t2ialign import SpecError, UsageError
+from t2ialign.config import LoraConfig
+from t2ialign.lora.adapter import Adapter
 from t2ialign.problem.problem import assemble
 from t2ialign.spec import parse as specs
 from t2ialign_diffusers import compilation
-from t2ialign_diffusers.compilation import compile_forward
+from t2ialign_diffusers.compilation import compile_blocks, compile_forward
 from t2ialign_diffusers.recompute import recompute_blocks
+from t2ialign_eggroll.noise import LowRank
+from t2ialign_eggroll.population import Chunk, lora_population
 
 
 class Stack(nn.Module):
@@ -125,6 +129,92 @@ def test_gradients(monkeypatch, recompute):
         torch.testing.assert_close(found, expected)
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return x + self.second(torch.tanh(self.first(x) * scale))
+
+
+class Tower(nn.Module):
+    """Three blocks over a batch of sequences; the first one sees strides of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([Block() for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mT
+        for block in self.blocks:
+            x = block(x, scale=torch.ones(len(x), 1, 1))
+        return x
+
+
+@torch.no_grad()
+def test_one_block_is_compiled_for_all_blocks_and_all_sizes_of_a_batch(graphs):
+    """Eight is also a width: that must not fix it."""
+    tower, plain = Tower(), Tower()
+    assert compile_blocks(tower, "default") == 3
+    for size in (8, 5, 3, 8, 2):
+        x = torch.randn(size, 8, 4)
+        torch.testing.assert_close(tower(x), plain(x))
+    assert len(graphs) == 1
+    x = torch.randn(1, 8, 4)
+    torch.testing.assert_close(tower(x), plain(x))
+    assert len(graphs) == 2
+
+
+def test_gradients_pass_through_compiled_blocks_that_are_computed_again(monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
+    tower, plain = Tower(), Tower()
+    compile_blocks(tower, "default")
+    assert recompute_blocks(tower) == 3
+    gradients = []
+    for network in (tower, plain):
+        x = torch.linspace(-1, 1, 96).view(3, 8, 4).requires_grad_()
+        network(x).square().sum().backward()
+        gradients.append((x.grad, network.blocks[0].first.weight.grad))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_a_lora_and_populations_compile_once_for_all_blocks(graphs):
+    """A population for its own sizes, whatever its noise is; and what follows it finds the layers as they were."""
+    tower = Tower()
+    config = LoraConfig(rank=2)
+    adapter = Adapter(tower, config, ["first", "second"], 0)
+    for name, parameter in adapter.parameters().items():
+        if name.endswith("lora_B.weight"):
+            parameter.normal_()
+    compile_blocks(tower, "default")
+    counts, x = [], torch.randn(6, 8, 4)
+    for members in (3, 3, 2, 3):
+        own = {
+            name: LowRank(torch.randn(members, len(p), 1), torch.randn(members, p.shape[1], 1), p.shape)
+            for name, p in adapter.parameters().items()
+        }
+        with lora_population(adapter.layers, own, Chunk(members, 2), compiled=True):
+            found = tower(x[: 2 * members])
+        with lora_population(adapter.layers, own, Chunk(members, 2)):
+            for block in tower.blocks:
+                block.register_forward_hook(lambda *a: None)  # runs without compiling
+            expected = tower(x[: 2 * members])
+            for block in tower.blocks:
+                block._forward_hooks.clear()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        counts.append(len(graphs))
+    assert counts == [1, 1, 2, 2]
+    centre = tower(x)
+    assert (centre - found).abs().max() > 1e-3
+    assert len(graphs) == 3
+    assert all(type(layer).__dict__.get("fixed_batch") is None for layer in adapter.layers.values())
+
+
 def test_a_missing_compiler_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UsageError, match=r"backend\.compile = 'default' needs a C\+\+ compiler"):
@@ -166,7 +256,7 @@ def test_a_backend_compiles_the_network_and_the_decoder_that_it_really_calls(tmp
     monkeypatch.setattr(torch, "compile", compile_nothing)
     problem = assemble(world(tmp_path, "backend.compile='default'"))
     assert torch.equal(problem.generate(problem.conditioning[:2], [0, 1]), expected)
-    assert calls == [("SanaTransformer2DModel", "default"), ("Decoder", "default")]
+    assert calls == [("SanaTransformerBlock", "default")] * 5 + [("Decoder", "default")]
     calls.clear()
     problem = assemble(world(tmp_path, "backend.compile='decoder'"))
     assert torch.equal(problem.generate(problem.conditioning[:2], [0, 1]), expected)

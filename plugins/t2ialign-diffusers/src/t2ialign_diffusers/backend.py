@@ -29,7 +29,7 @@ from t2ialign.storage.embeds import EmbedsCache, Row, assemble
 from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_diffusers.cards import DECODER_LORA_FILE, CardCalls
-from t2ialign_diffusers.compilation import compile_forward
+from t2ialign_diffusers.compilation import compile_blocks, compile_forward
 from t2ialign_diffusers.config import DiffusersConfig
 from t2ialign_diffusers.decoding import Decoding
 from t2ialign_diffusers.folder import check_complete, open_checkpoint, open_outline, read_json
@@ -100,6 +100,10 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
             )
 
     @property
+    def compiled(self) -> bool:
+        return self.config.compile not in ("none", "decoder")
+
+    @property
     def is_outline(self) -> bool:
         """Whether this is a model without weights, for questions about its size."""
         return self.device.type == "meta"
@@ -115,6 +119,8 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
         else:
             pipeline = self._loaded(dtypes)
         parts = {"network": getattr(pipeline, self.trained_component), "decoder": pipeline.vae}
+        if self.compiled and not self.is_outline:
+            compile_blocks(parts["network"], self.config.compile, self.config.compile_fullgraph)
         for part, module in parts.items():
             if part in self.config.gradient_checkpointing:
                 recompute_blocks(module)
@@ -123,10 +129,8 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
         if self.config.vae_tiling:
             pipeline.vae.enable_tiling()
         if self.config.compile != "none" and not self.is_outline:
-            networks = [] if self.config.compile == "decoder" else [parts["network"]]
-            for module in (*networks, pipeline.vae.decoder):  # the decoder, for nobody calls the autoencoder
-                mode = "default" if self.config.compile == "decoder" else self.config.compile
-                compile_forward(module, mode, self.config.compile_fullgraph)
+            # The decoder, for nobody calls the autoencoder.
+            compile_forward(pipeline.vae.decoder, self.config.compile, self.config.compile_fullgraph)
         return pipeline
 
     def _loaded(self, dtypes: dict[str, str]) -> Any:

@@ -1,4 +1,7 @@
-"""``torch.compile``, in place, for what a backend really calls."""
+"""``torch.compile``, in place, for what a backend really calls: the repeated blocks of a network, and decoders.
+
+A network's blocks are alike, so that one of them is compiled and all run what that gives.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,46 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from t2ialign.errors import UsageError
+from t2ialign.ranks.sharding import blocks
 
 #: What compiles; the tests exchange it for one that is quick.
 BACKEND = "inductor"
-#: Graphs that one network may need: base, LoRA, population and gradients, each for its first size, for all other sizes
-#: and for a single image. Past the limit torch would go on without compiling.
+#: Graphs that one kind of block may need: base, LoRA, population and gradients, for batches and for a single image, and
+#: each of that for every width that a UNet's blocks have. Past the limit torch would go on without compiling.
 GRAPHS = 32
 #: Modes that run on CUDA graphs.
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
+def compile_blocks(network: nn.Module, mode: str, fullgraph: bool = False) -> int:
+    """Compile the repeated blocks of a network, each in place, see ``compile_forward``; what is around them stays.
+
+    Blocks are those of the classes that diffusers calls repeated, else the elements of the outermost lists of modules.
+
+    Returns:
+        The number of blocks.
+    """
+    names = getattr(network, "_repeated_blocks", None) or []
+    found = [module for module in network.modules() if type(module).__name__ in names] or list(blocks(network))
+    for block in found:
+        compile_forward(block, mode, fullgraph)
+    return len(found)
+
+
 def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> None:
     """Compile the module's forward, on its first call, in place: class, parameters and their names stay.
 
     Adapters and replaced forwards of inner layers are seen whenever they come. Hooks on inner layers are not seen by
-    torch.compile, so while there are any the module runs without.
+    torch.compile, so while there are any the module runs without. The size of a batch is no part of what is compiled,
+    but for a batch of one, and while a layer says ``fixed_batch``, as those of a population do: that compiles for every
+    size, since products of sizes that are all left open take minutes to trace.
 
     Args:
-        mode: a mode of ``torch.compile``.
+        mode: a mode of ``torch.compile``, or "decoder" for its default.
         fullgraph: whether a forward that is more than one graph is an error.
 
     Raises:
@@ -37,19 +58,26 @@ def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> No
     """
     if not any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name):
         raise UsageError(f"backend.compile = '{mode}' needs a C++ compiler on the path: {', '.join(COMPILERS)}")
+    mode = "default" if mode == "decoder" else mode
     import torch._dynamo.config as limits
+    import torch.fx.experimental._config as shapes
     from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
 
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
+    # Else a batch that is by chance as large as a width counts as that width, and the next batch compiles again.
+    shapes.use_duck_shape = False
     eager = module.forward
-    compiled = torch.compile(eager, mode=mode, backend=BACKEND, fullgraph=fullgraph)
+    compiled = torch.compile(eager, mode=mode, backend=BACKEND, fullgraph=fullgraph, dynamic=False)
 
     @wraps(eager)
     def forward(*args: Any, **kwargs: Any) -> Any:
         if _observed(module):
             return eager(*args, **kwargs)
+        given = [*args, *kwargs.values()]
+        any_size = not any(getattr(part, "fixed_batch", False) for part in module.modules())
+        given = [_prepared(value, any_size) for value in given]
         try:
-            output = compiled(*args, **kwargs)
+            output = compiled(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
         except (Unsupported, FailOnRecompileLimitHit) as error:  # raised for a whole graph alone
             reason = str(error).strip().splitlines()[0]
             raise UsageError(
@@ -60,6 +88,16 @@ def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> No
         return _copied(output) if mode in CUDA_GRAPHS else output
 
     module.forward = forward
+
+
+def _prepared(value: Any, any_size: bool) -> Any:
+    """An input with the strides of every other call, whose first dimension may have ``any_size``."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    value = value.contiguous()
+    if any_size and value.shape[0] > 1:
+        torch._dynamo.maybe_mark_dynamic(value, 0)
+    return value
 
 
 def _observed(module: nn.Module) -> bool:

@@ -169,9 +169,9 @@ class DiffusersConfig(BackendConfig):
     )
     compile: Literal["none", "decoder", "default", "reduce-overhead", "max-autotune"] = Field(
         "none",
-        description="torch.compile for the decoder, or for the network, too ('default'); 'reduce-overhead' adds CUDA"
-        " graphs, 'max-autotune' a search for the fastest kernels as well; the first batches of a run take minutes, and"
-        " images differ by rounding",
+        description="torch.compile for the decoder, or for the network's blocks, too ('default'); 'reduce-overhead'"
+        " adds CUDA graphs, 'max-autotune' a search for the fastest kernels as well; the first batches of a run take"
+        " minutes, and images differ by rounding",
     )
     compile_fullgraph: bool = Field(
         False, description="end the run where a network cannot be compiled as one graph, instead of compiling its parts"

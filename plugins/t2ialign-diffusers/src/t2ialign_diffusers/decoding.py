@@ -93,5 +93,5 @@ class Decoding:
             model.to(getattr(torch, dtype)).eval().requires_grad_(False)
             model.decoder.to(self.device)  # the encoder is never called
             if self.config.compile != "none":
-                compile_forward(model.decoder, "default" if self.config.compile == "decoder" else self.config.compile)
+                compile_forward(model.decoder, self.config.compile, self.config.compile_fullgraph)
         return model

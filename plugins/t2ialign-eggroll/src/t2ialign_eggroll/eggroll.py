@@ -67,7 +67,7 @@ class EvolutionStrategy(LoraOptimizer):
         self.stale = False
 
     def make_space(self) -> Space:
-        return LoraSpace(self.problem.adapter, self.config.train)
+        return LoraSpace(self.problem.adapter, self.config.train, self.problem.backend.compiled)
 
     @torch.no_grad()
     def step(self, index: int) -> StepResult:
@@ -308,4 +308,6 @@ class Eggroll(EvolutionStrategy):
         super().setup(problem)
 
     def make_space(self) -> Space:
-        return WeightSpace(self.problem.adapter) if self.config.parameters == "weights" else super().make_space()
+        if self.config.parameters == "weights":
+            return WeightSpace(self.problem.adapter, self.problem.backend.compiled)
+        return super().make_space()

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -65,6 +65,7 @@ class LayerPopulation:
         name: module path.
         base: the layer that all members share, a linear layer or a convolution.
         prepared: the members' factors of all layers as "<path>.a" and "<path>.b", any scale folded into b.
+        factors: a (n or 1, r, in) and b (n or 1, out, r) for compiled code, see ``compiled_factors``.
     """
 
     name: str
@@ -72,11 +73,14 @@ class LayerPopulation:
     prepared: Prepared
     chunk: Chunk
     form: Form
+    factors: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         index = rows.image_index()
         if index is not None:
             return self._indexed(x, self.base(x, *args, **kwargs), self.chunk.member_of(index))
+        if self.factors is not None and torch.compiler.is_compiling():
+            return self._compiled(x, *self.factors)
         copies = self.chunk.copies(len(x), self.name)
         if not isinstance(self.base, nn.Linear):
             return self._convolution(x, self.base(x, *args, **kwargs), copies)
@@ -87,6 +91,23 @@ class LayerPopulation:
         down, up = (self._operator(side, y.dtype, copies, factored) for side in "ab")
         up.add_to(self._grouped(y, copies), down(self._grouped(x.to(y.dtype), copies)))
         return y
+
+    def _compiled(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The same products from tensors alone: what the layer is called is no part of what is compiled, so that one
+        compiled block serves all blocks."""
+        y, x = self.base(x), x.to(a.dtype)
+        groups = len(x) // self.chunk.images
+        copies = groups // self.chunk.members
+        if len(x) != copies * self.chunk.members * self.chunk.images:
+            self.chunk.copies(len(x), self.name)  # tells what is wrong
+        if len(a) == 1:
+            hidden = F.linear(x, a[0]).reshape(groups, -1, a.shape[1])
+        else:
+            hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), a.mT.repeat(copies, 1, 1))
+        if len(b) == 1:
+            return y + F.linear(hidden, b[0]).view(y.shape)
+        grouped = y.reshape(groups, -1, y.shape[-1])
+        return torch.baddbmm(grouped, hidden, b.mT.repeat(copies, 1, 1)).view(y.shape)
 
     def _grouped(self, x: Tensor, copies: int) -> Tensor:
         """(rows, ..., channels) -> (copies members, rows of one member, channels)."""
@@ -154,7 +175,11 @@ class LayerPopulation:
 
 @contextmanager
 def lora_population(
-    layers: Mapping[str, LoraLayer], noise: Mapping[str, Perturbation], chunk: Chunk, form: Form = "auto"
+    layers: Mapping[str, LoraLayer],
+    noise: Mapping[str, Perturbation],
+    chunk: Chunk,
+    form: Form = "auto",
+    compiled: bool = False,
 ) -> Iterator[None]:
     """Inside, the adapted layers give every image its own member's LoRA; parameters are never written.
 
@@ -164,6 +189,7 @@ def lora_population(
             included; a factor without an entry is shared.
         chunk: what the batch holds.
         form: how the products are made; "auto" weighs memory traffic.
+        compiled: whether the layers run in compiled code.
     """
     stacks: dict[str, Stack] = {}
     for name, layer in layers.items():
@@ -172,10 +198,8 @@ def lora_population(
         stacks[f"{name}.a"] = Stack(layer.lora_A[adapter].weight.detach(), noise.get(f"{name}.lora_A.weight"))
         stacks[f"{name}.b"] = Stack(layer.lora_B[adapter].weight.detach(), noise.get(f"{name}.lora_B.weight"), scale)
     prepared = Prepared(stacks, PREPARED_BYTES)
-    forwards = {
-        name: LayerPopulation(name, layer.get_base_layer(), prepared, chunk, form) for name, layer in layers.items()
-    }
-    with patched(layers, forwards):
+    bases = {name: layer.get_base_layer() for name, layer in layers.items()}
+    with patched(layers, _forwards(bases, prepared, chunk, form, compiled)):
         yield
 
 
@@ -186,6 +210,7 @@ def weight_population(
     noise: Mapping[str, Perturbation],
     chunk: Chunk,
     form: Form = "auto",
+    compiled: bool = False,
 ) -> Iterator[None]:
     """Inside, the adapted layers drop their LoRA, have the weight ``centre(path)`` and the members' own noise on it.
 
@@ -208,40 +233,61 @@ def weight_population(
         for side, factor in (("a", own.v.mT), ("b", own.u)):
             stacks[f"{name}.{side}"] = Stack(factor.new_zeros(factor.shape[1:]), FullRank(factor))
     prepared = Prepared(stacks, PREPARED_BYTES)
-    forwards = {name: LayerPopulation(name, base, prepared, chunk, form) for name, base in bases.items()}
-    with patched(layers, forwards):
+    with patched(layers, _forwards(bases, prepared, chunk, form, compiled)):
         yield
 
 
-class Slot:
-    """A layer's replaced forward: always the same object, with what it runs exchanged.
+def _forwards(
+    bases: Mapping[str, nn.Module], prepared: Prepared, chunk: Chunk, form: Form, compiled: bool
+) -> dict[str, LayerPopulation]:
+    whole = compiled and form in ("auto", "materialised")
+    return {
+        name: LayerPopulation(
+            name, base, prepared, chunk, form, compiled_factors(name, base, prepared) if whole else None
+        )
+        for name, base in bases.items()
+    }
 
-    torch.compile compiles again for every new object that it finds as a forward, but not for what such an object holds.
+
+def compiled_factors(name: str, base: nn.Module, prepared: Prepared) -> tuple[Tensor, Tensor] | None:
+    """A linear layer's factors, made before compiled code runs; None where they are too large to be kept, or where the
+    layer is of another kind."""
+    if type(base) is not nn.Linear or not base.weight.is_floating_point() or not prepared.keeps(base.weight.dtype):
+        return None
+    return prepared.stack(f"{name}.a", base.weight.dtype), prepared.stack(f"{name}.b", base.weight.dtype)
+
+
+@cache
+def _populated(kind: type[nn.Module]) -> type[nn.Module]:
+    """A layer class whose forward is that of the layer's ``population``.
+
+    torch.compile compiles again for every object that it finds as a forward, but not for layers of one class whose
+    objects are alike.
     """
 
-    run: Callable[..., Tensor] | None = None
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self.population(*args, **kwargs)
+        return result
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        assert self.run is not None
-        return self.run(*args, **kwargs)
-
-
-_slots: WeakKeyDictionary[nn.Module, Slot] = WeakKeyDictionary()
+    return type(kind.__name__, (kind,), {"forward": forward, "fixed_batch": True, "__module__": kind.__module__})
 
 
 @contextmanager
 def patched(layers: Mapping[str, nn.Module], forwards: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
     """Inside, the layers' forwards are replaced."""
+    kinds = {name: type(layer) for name, layer in layers.items()}
+    own = {name: layer.__dict__.pop("forward") for name, layer in layers.items() if "forward" in layer.__dict__}
     try:
         for name, layer in layers.items():
-            slot = _slots.setdefault(layer, Slot())
-            slot.run = forwards[name]
-            layer.forward = slot
+            layer.__dict__["population"] = forwards[name]
+            layer.__class__ = _populated(kinds[name])  # type: ignore[arg-type]
         yield
     finally:
-        for layer in layers.values():
-            if slot := layer.__dict__.pop("forward", None):
-                slot.run = None  # the noise must not outlive the batch
+        for name, layer in layers.items():
+            layer.__class__ = kinds[name]
+            layer.__dict__.pop("population", None)  # the noise must not outlive the batch
+            if name in own:
+                layer.__dict__["forward"] = own[name]
 
 
 def _single_adapter(name: str, layer: LoraLayer) -> str:

@@ -50,15 +50,16 @@ class LoraSpace:
     Args:
         adapter: the attached LoRA.
         train: which factors evolve, out of "A" and "B".
+        compiled: whether the network's layers run in compiled code.
     """
 
-    def __init__(self, adapter: Adapter, train: Sequence[str]) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: Adapter, train: Sequence[str], compiled: bool = False) -> None:
+        self.adapter, self.compiled = adapter, compiled
         endings = tuple(f"lora_{side}.weight" for side in train)
         self.parameters = {name: p for name, p in adapter.parameters().items() if name.endswith(endings)}
 
     def population(self, noise: Members, chunk: Chunk, form: Form) -> AbstractContextManager[None]:
-        return lora_population(self.adapter.layers, noise, chunk, form)
+        return lora_population(self.adapter.layers, noise, chunk, form, self.compiled)
 
     def member(self, noise: Members) -> AbstractContextManager[None]:
         return swapped(self.parameters, {n: e.added_to(self.parameters[n])[0] for n, e in noise.items()})
@@ -94,8 +95,8 @@ class WeightSpace:
     The run delivers the LoRA of the adapter's rank that is nearest to D in the Frobenius norm.
     """
 
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: Adapter, compiled: bool = False) -> None:
+        self.adapter, self.compiled = adapter, compiled
         self.layers: dict[str, nn.Linear] = {}
         for name, layer in adapter.layers.items():
             base = layer.get_base_layer()
@@ -118,7 +119,7 @@ class WeightSpace:
         return self.layers[name].weight.float() + self.parameters[f"{name}.weight"].detach()
 
     def population(self, noise: Members, chunk: Chunk, form: Form) -> AbstractContextManager[None]:
-        return weight_population(self.adapter.layers, self.centre, noise, chunk, form)
+        return weight_population(self.adapter.layers, self.centre, noise, chunk, form, self.compiled)
 
     @contextmanager
     def member(self, noise: Members) -> Iterator[None]:

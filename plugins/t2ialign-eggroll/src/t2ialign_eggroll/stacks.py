@@ -76,6 +76,14 @@ class Prepared:
         """(n, *shape), n = 1 without noise, added in the parameter's own precision."""
         return self._stack(name, self.stacks[name].centre.dtype, 1)
 
+    def stack(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The stack of one layer, (n, a, b), n = 1 without noise."""
+        return self._stack(name, dtype, 1).flatten(2)
+
+    def keeps(self, dtype: torch.dtype, copies: int = 1) -> bool:
+        """Whether all stacks fit into what may be kept."""
+        return self._numbers * dtype.itemsize * copies <= self.most_bytes
+
     def operator(self, name: str, dtype: torch.dtype, copies: int) -> Operator:
         """The stack of one layer, cast and repeated for ``copies`` copies of the batch, ready to multiply."""
         if self.stacks[name].noise is None:
@@ -84,7 +92,7 @@ class Prepared:
 
     def _stack(self, name: str, dtype: torch.dtype, copies: int) -> Tensor:
         group = self._groups[name]
-        if self._numbers * dtype.itemsize * copies > self.most_bytes:
+        if not self.keeps(dtype, copies):
             return _form([self.stacks[name]], dtype, copies)[0]
         key = (group, dtype, copies)
         if key not in self._kept:
