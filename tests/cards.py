@@ -30,11 +30,11 @@ def drawn(backend: Any, sampler: Any, folder: Path, monkeypatch: Any, call: str 
     write_lora(adapter, backend.info.adapter_prefix, folder / "pytorch_lora_weights.safetensors")
     images = backend.generate(backend.encode([PROMPT]), [3], sampler)
     latents = backend.noise([3])
-    if backend.pipeline_names[0] == "FluxPipeline":
+    if backend.pipeline_names[0] in ("FluxPipeline", "QwenImagePipeline"):
         latents = diffusers.FluxPipeline._pack_latents(latents, *latents.shape)
     code = backend.snippet(sampler)
-    assert '    "a prompt",\n' in code
+    assert '"a prompt",\n' in code
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {"noise": latents}
-    exec(code.replace('    "a prompt",\n', f'    "{PROMPT}", latents=noise, output_type="pt",{call}\n'), names)
+    exec(code.replace('"a prompt",\n', f'"{PROMPT}", latents=noise, output_type="pt",{call}\n'), names)
     return images[0], names["image"]

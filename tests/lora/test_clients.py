@@ -55,6 +55,13 @@ MODELS = {
     ),
     "flux": (diffusers.FluxTransformer2DModel, {"guidance_embeds": True}, sd.FluxConfig),
     "pixart_alpha": (diffusers.PixArtTransformer2DModel, {"sample_size": 64}, sd.PixArtDmdConfig),
+    "flux2_klein4b": (
+        diffusers.Flux2Transformer2DModel,
+        {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
+        | {"guidance_embeds": False},
+        sd.Flux2Config,
+    ),
+    "qwen": (diffusers.QwenImageTransformer2DModel, {}, sd.QwenImageConfig),
     "pixart_sigma": (
         diffusers.PixArtTransformer2DModel,
         {"sample_size": 128, "interpolation_scale": 2, "use_additional_conditions": False},
@@ -69,6 +76,7 @@ READS = {
         *((client, "sd21") for client in ("comfyui", "forge", "kohya", "diffusers")),
         *((client, "sdxl") for client in ("comfyui", "forge", "a1111", "kohya", "diffusers")),
         *((client, "flux") for client in ("comfyui", "forge", "kohya", "diffusers")),
+        *((client, model) for client in ("comfyui", "diffusers") for model in ("flux2_klein4b", "qwen")),
         ("comfyui", "sd3"),
         ("kohya", "sd3"),
         *((client, "sd35m") for client in ("comfyui", "forge", "kohya")),
@@ -76,7 +84,8 @@ READS = {
     ],
     "diffusers": [
         *(("diffusers", model) for model in MODELS if not model.startswith("pixart")),
-        *(("comfyui", model) for model in ("sd3", "sd35m", "sd35l", "flux", "pixart_alpha", "pixart_sigma", "zimage")),
+        *(("comfyui", model) for model in ("sd3", "sd35m", "sd35l", "flux", "flux2_klein4b", "qwen")),
+        *(("comfyui", model) for model in ("pixart_alpha", "pixart_sigma", "zimage")),
         ("forge", "flux"),
     ],
 }

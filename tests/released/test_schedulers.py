@@ -36,6 +36,8 @@ CASES = {
     "pixart-sigma": ("pixart-sigma", {"max_sequence_length": 16}, stock("DPMSolverMultistepScheduler")),
     "sd3": ("sd3", {"max_sequence_length": 16}, EULER),
     "flux": ("flux", {"max_sequence_length": 16, "image_size": 32}, EULER),
+    "flux2-klein": ("flux2-distilled", {"max_sequence_length": 16, "image_size": 32}, EULER),
+    "qwen-image": ("qwen-image", {"image_size": 32, "guidance_scale": 1.0}, EULER),
     "sana": ("sana", {"image_size": 32}, stock("DPMSolverMultistepScheduler")),
     "sana-sprint": ("sana-sprint", {"image_size": 32}, ONE_STEP),
     "z-image": ("z-image", {"image_size": 32, "max_sequence_length": 32}, EULER),

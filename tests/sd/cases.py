@@ -12,8 +12,10 @@ import diffusers
 from t2ialign import Backend, Sampler
 from t2ialign_sd import config as configs
 from t2ialign_sd.flux import Flux
+from t2ialign_sd.flux2 import Flux2
 from t2ialign_sd.hyper_sd import HyperSd
 from t2ialign_sd.pixart import PixArtDmd, PixArtSigma
+from t2ialign_sd.qwen_image import QwenImage
 from t2ialign_sd.sd3 import StableDiffusion3
 from t2ialign_sd.unet import StableDiffusion, StableDiffusionXL
 from t2ialign_solvers.config import DdimConfig, OdeConfig, OneStepConfig, TwoStageConfig
@@ -212,6 +214,33 @@ CASES = {
         {"max_sequence_length": 16, "distilled_guidance": 2.0},
         Euler(OdeConfig(steps=3)),
         {"num_inference_steps": 3, "max_sequence_length": 16, "guidance_scale": 2.0},
+    ),
+    "flux2-klein": Case(
+        "flux2-distilled",
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        Flux2,
+        configs.Flux2Config,
+        {"max_sequence_length": 16, "image_size": 32},
+        Euler(OdeConfig(steps=3)),
+        {"num_inference_steps": 3, "max_sequence_length": 16, "guidance_scale": 4.0},
+    ),
+    "flux2-klein-base": Case(
+        "flux2-base",
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        Flux2,
+        configs.Flux2Config,
+        {"max_sequence_length": 16, "image_size": 32, "guidance_scale": 4.0},
+        Euler(OdeConfig(steps=4)),
+        {"num_inference_steps": 4, "max_sequence_length": 16, "guidance_scale": 4.0},
+    ),
+    "qwen-image": Case(
+        "qwen-image",
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02, max_shift=0.9),
+        QwenImage,
+        configs.QwenImageConfig,
+        {"image_size": 32, "negative_prompt": "a green square"},
+        Euler(OdeConfig(steps=4)),
+        {"num_inference_steps": 4, "true_cfg_scale": 4.0, "negative_prompt": ["a green square"] * 3},
     ),
 }
 

@@ -12,7 +12,12 @@ import torch
 WORDS = ["<pad>", "<unk>", "<bos>", "<eos>", "a", "red", "blue", "green", "circle", "square", "and", "above"]
 
 
-def tokenizer(length: int = 16) -> Any:
+CHAT = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+def tokenizer(length: int = 16, chat: str | None = None) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -29,6 +34,7 @@ def tokenizer(length: int = 16) -> Any:
         bos_token="<bos>",
         eos_token="<eos>",
         model_max_length=length,
+        chat_template=chat,
     )
 
 
@@ -208,6 +214,10 @@ def pipeline(family: str, scheduler: Any) -> Any:
             vae=kl_vae(1.5305, 0.0609),
             scheduler=scheduler,
         )
+    if family.startswith("flux2"):
+        return flux2(scheduler, distilled=family == "flux2-distilled")
+    if family == "qwen-image":
+        return qwen_image(scheduler)
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -227,6 +237,107 @@ def pipeline(family: str, scheduler: Any) -> Any:
         text_encoder_2=t5(),
         transformer=transformer,
         vae=kl_vae(0.3611, 0.1159),
+        scheduler=scheduler,
+    )
+
+
+def telling(network: Any) -> Any:
+    """With weights so large that prompts and guidance show in the images."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)
+    return network.eval()
+
+
+def flux2(scheduler: Any, distilled: bool) -> Any:
+    """With 27 layers of text encoder, of which the pipeline reads the last."""
+    import diffusers
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    text_encoder = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(WORDS),
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=27,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
+            tie_word_embeddings=True,
+        )
+    )
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    vae.bn.running_mean.copy_(torch.linspace(-0.5, 0.5, 16))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2.0, 16))
+    return diffusers.Flux2KleinPipeline(
+        tokenizer=tokenizer(512, CHAT),
+        text_encoder=text_encoder.eval(),
+        transformer=telling(transformer),
+        vae=vae.eval(),
+        scheduler=scheduler,
+        is_distilled=distilled,
+    )
+
+
+def qwen_image(scheduler: Any) -> Any:
+    import diffusers
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "rope_parameters": {"mrope_section": [1, 1, 2], "rope_type": "default", "rope_theta": 1e6},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    text_encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[-0.5, 0.0, 0.25, 0.5],
+        latents_std=[2.0, 1.0, 1.5, 0.5],
+    )
+    return diffusers.QwenImagePipeline(
+        tokenizer=tokenizer(2048),
+        text_encoder=text_encoder.eval(),
+        transformer=telling(transformer),
+        vae=vae.eval(),
         scheduler=scheduler,
     )
 

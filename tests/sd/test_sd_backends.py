@@ -21,6 +21,7 @@ from t2ialign_sd import config as configs
 from t2ialign_sd.flux import Flux
 from t2ialign_sd.hyper_sd import HyperSd
 from t2ialign_sd.pixart import PixArt, PixArtDmd
+from t2ialign_sd.qwen_image import QwenImage
 
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -43,11 +44,11 @@ def test_image_equals_the_stock_pipeline(name, build, shared):
     case, backend = CASES[name], shared(name)
     images = backend.generate(backend.encode(PROMPTS), SEEDS, case.sampler)
     latents = backend.noise(SEEDS)
-    if case.backend is Flux:
+    if case.backend in (Flux, QwenImage):
         latents = diffusers.FluxPipeline._pack_latents(latents, *latents.shape)
     height, width = backend.info.image_size
     expected = stock(case, build)(
-        PROMPTS, latents=latents, height=height, width=width, output_type="pt", **copy.copy(case.call)
+        prompt=PROMPTS, latents=latents, height=height, width=width, output_type="pt", **copy.copy(case.call)
     ).images
     assert images.shape == expected.shape == (3, 3, height, width)
     assert (images - expected).abs().max() < 1e-4
@@ -116,7 +117,7 @@ def test_kohya_names_give_the_tuned_images(name, build, shared, tmp_path):
     assert (fresh.generate(conditioning, SEEDS, case.sampler) - tuned).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["pixart-sigma"])
+@pytest.mark.parametrize("name", ["pixart-sigma", "flux2-klein-base", "qwen-image"])
 def test_it_keeps_the_contract_of_backends(name, build):
     check_backend(make(CASES[name], build), PROMPTS, differentiable=True)
 

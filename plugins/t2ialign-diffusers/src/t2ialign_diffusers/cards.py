@@ -20,6 +20,7 @@ class CardCalls:
 
     Attributes:
         snippet_lora: the line that loads the LoRA.
+        snippet_prompt: what stands in front of the prompt, in a pipeline whose first argument is another one.
     """
 
     if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class CardCalls:
 
     snippet_lora: ClassVar[str] = 'pipe.load_lora_weights(".")  # the folder of this file'
 
+    snippet_prompt: ClassVar[str] = ""
+
     def snippet(self, sampler: Sampler | None = None) -> str:
         kind = self.config.quantization and self.config.quantization.kind
         note = f"# The run had its base in {kind} (backend.quantization); without that, images differ a little.\n"
@@ -37,7 +40,7 @@ class CardCalls:
         if self.config.lora_decoder:
             loading = f"from t2ialign.lora.file import load_lora_file\n{loading}"
             loading += f'load_lora_file(pipe.vae, "{DECODER_LORA_FILE}", "vae")  # no pipeline loads this one\n'
-        return loading + self.snippet_scheduler(sampler) + self._snippet_call('    "a prompt"', sampler)
+        return loading + self.snippet_scheduler(sampler) + self._snippet_call('"a prompt"', sampler)
 
     def snippet_scheduler(self, sampler: Sampler | None) -> str:
         """Lines that give the pipeline the run's sampler, where it is not the checkpoint's own."""
@@ -48,7 +51,7 @@ class CardCalls:
     def noise_snippet(self, prompt: str, file: str, sampler: Sampler | None = None) -> str:
         loading = f"{self.snippet_pipeline()}\n{self.snippet_base_loras()}"
         noise = self.snippet_noise(f'load_file({json.dumps(file)})["latents"]')
-        call = self._snippet_call(f"    {json.dumps(prompt, ensure_ascii=False)},\n    latents=latents", sampler)
+        call = self._snippet_call(f"{json.dumps(prompt, ensure_ascii=False)},\n    latents=latents", sampler)
         scheduler = self.snippet_scheduler(sampler)
         return f"from safetensors.torch import load_file\n{loading}{scheduler}{noise}{call}"
 
@@ -73,7 +76,7 @@ class CardCalls:
     def _snippet_call(self, first: str, sampler: Sampler | None) -> str:
         steps = self.config.usual_steps if sampler is None else getattr(sampler.config, "steps", 1)
         arguments = "".join(f"    {name}={value!r},\n" for name, value in self.snippet_arguments(steps).items())
-        return f"image = pipe(\n{first},\n{arguments}).images[0]\n"
+        return f"image = pipe(\n    {self.snippet_prompt}{first},\n{arguments}).images[0]\n"
 
     def snippet_loading(self) -> str:
         """First lines of the snippet: the pipeline, what the run merged into it, the LoRA of the current folder."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,14 +63,17 @@ class GuidedDenoiser(Denoiser):
     def network_output(self, x: Tensor, t: Tensor) -> Tensor:
         if self.negative is None:
             return self.network(x, t, self._tensors)
-        without, with_prompt = self.network(torch.cat([x, x]), torch.cat([t, t]), self._tensors).chunk(2)
+        return self.guided(*self.network(torch.cat([x, x]), torch.cat([t, t]), self._tensors).chunk(2))
+
+    def guided(self, without: Tensor, with_prompt: Tensor) -> Tensor:
+        """One output of the two branches'."""
         return without + self.guidance_scale * (with_prompt - without)
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         return to_prediction(self.prediction_type, self.path, x, t, self.network_output(x, t))
 
     def rows(self, index: Tensor | Sequence[int]) -> GuidedDenoiser:
-        return GuidedDenoiser(
+        return type(self)(
             self.path,
             self.conditioning[index],
             self.network,
@@ -81,7 +84,13 @@ class GuidedDenoiser(Denoiser):
 
 
 class GuidedBackend(DiffusersBackend):
-    """A pipeline with a scheduler; subclasses write ``network``, ``encode_batch``, ``path`` and ``info``."""
+    """A pipeline with a scheduler; subclasses write ``network``, ``encode_batch``, ``path`` and ``info``.
+
+    Attributes:
+        denoiser_class: how the two branches become one.
+    """
+
+    denoiser_class: ClassVar[type[GuidedDenoiser]] = GuidedDenoiser
 
     @cached_property
     def scheduler(self) -> Any:
@@ -152,7 +161,7 @@ class GuidedBackend(DiffusersBackend):
     def denoiser(self, conditioning: Conditioning) -> Denoiser:
         negative = self.negative.to(self.device) if self.cfg_scale > 1 else None
         conditioning = conditioning.to(self.device)
-        return GuidedDenoiser(
+        return self.denoiser_class(
             self.path, conditioning, self.network, self.prediction_type, max(self.cfg_scale, 1.0), negative
         )
 

@@ -40,6 +40,15 @@ _FLUX: tuple[Rule, ...] = (
     (r"single_transformer_blocks\.(\d+)\.proj_out", r"single_blocks_\1_linear2"),
     (r"single_transformer_blocks\.(\d+)\.norm\.linear", r"single_blocks_\1_modulation_lin"),
 )
+_FLUX2: tuple[Rule, ...] = (
+    *_FLUX[:8],  # the same attention
+    (r"transformer_blocks\.(\d+)\.ff\.linear_in", r"double_blocks_\1_img_mlp_0"),
+    (r"transformer_blocks\.(\d+)\.ff\.linear_out", r"double_blocks_\1_img_mlp_2"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.linear_in", r"double_blocks_\1_txt_mlp_0"),
+    (r"transformer_blocks\.(\d+)\.ff_context\.linear_out", r"double_blocks_\1_txt_mlp_2"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks_\1_linear1"),
+    (r"single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks_\1_linear2"),
+)
 _SD3: tuple[Rule, ...] = (
     *(
         (rf"transformer_blocks\.(\d+)\.{attn}\.to_{x}", rf"joint_blocks_\1_x_block_{attn}_qkv@{i}")
@@ -104,6 +113,7 @@ def _sdxl(path: str, width: int) -> str | None:
 
 _NAMES: dict[str, Callable[[str], str | None]] = {
     "FluxTransformer2DModel": lambda path: _translate(path, _FLUX),
+    "Flux2Transformer2DModel": lambda path: _translate(path, _FLUX2),
     "SD3Transformer2DModel": lambda path: _translate(path, _SD3),
     "ZImageTransformer2DModel": lambda path: _translate(path, _ZIMAGE),
 }

@@ -35,6 +35,8 @@ def flow_path(scheduler: Any, own_grid: bool, shift: float | None = None) -> Flo
     static = config.get("shift", config.get("flow_shift", 1.0))
     least = getattr(scheduler, "sigma_min", None)
     path = FlowPath(shift or static, 1e-3 if least is None else float(least), config.num_train_timesteps)
+    if terminal := config.get("shift_terminal"):
+        path.grid = cache(lambda steps: _stretched(path, steps, terminal))
     if own_grid:
         path.grid = cache(lambda steps: _grid(path, scheduler, steps))
     path.scheduler_config = dict(config)
@@ -59,6 +61,14 @@ def _grid(path: DiffusionPath, scheduler: Any, steps: int) -> Tensor:
         return path.time(torch.unique_consecutive(ours.sigmas.double().cpu())).float()
     end = path.t_end if float(getattr(ours, "final_alpha_cumprod", 1.0)) == 1.0 else 0.0
     return torch.cat([torch.unique_consecutive(ours.timesteps.float().cpu()), torch.tensor([end])])
+
+
+def _stretched(path: FlowPath, steps: int, terminal: float) -> Tensor:
+    """The even and shifted grid, stretched so that its last time before 0 is ``terminal`` (Qwen-Image)."""
+    t = path.shifted(torch.linspace(1, 0, steps + 1))
+    if steps > 1:
+        t[:-1] = 1 - (1 - t[:-1]) * (1 - terminal) / (1 - t[-2])
+    return t
 
 
 def _copy(scheduler: Any) -> Any:

@@ -12,6 +12,8 @@ from t2ialign.sizes import height_width, off_grid, shown
 
 def vae_factor(vae: Mapping[str, Any]) -> int:
     """Pixels per latent cell along one axis, from an autoencoder's configuration; the usual 8 where it does not say."""
+    if "temperal_downsample" in vae:  # an autoencoder of video
+        return int(2 ** len(vae["temperal_downsample"]))
     blocks = vae.get("encoder_block_out_channels") or vae.get("block_out_channels") or (0,) * 4
     return 2 ** (len(blocks) - 1)
 

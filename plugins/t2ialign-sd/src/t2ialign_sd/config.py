@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from t2ialign import checkpoints
 from t2ialign.config import Checkpoint, LoraFormat
+from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit
 from t2ialign_diffusers.config import GuidedConfig
 
@@ -188,6 +189,97 @@ class FluxConfig(GuidedConfig):
 
     def lora_targets(self) -> list[str]:
         return ["to_q", "to_k", "to_v", "to_out.0"]
+
+    def trainable_folder(self) -> str:
+        return "transformer"
+
+
+class Flux2Config(GuidedConfig):
+    """``kind = "flux2-klein"``."""
+
+    idle: ClassVar[tuple[Idle, ...]] = (
+        Idle(
+            "guidance_scale",
+            "the checkpoint was distilled and has no guidance",
+            lambda own, _: own.guidance_scale > 1 and own.distilled(),
+        ),
+    )
+    usual_steps: ClassVar[int] = 4
+    packing: ClassVar[int] = 2
+    released_multiple: ClassVar[int] = 16
+    checkpoint: Checkpoint = Field("black-forest-labs/FLUX.2-klein-4B", description=CHECKPOINT_TEXT)
+    guidance_scale: float = Field(
+        1.0, ge=0, description="classifier-free guidance of the base models, 4.0 in their pipeline; the others have none"
+    )
+    max_sequence_length: int = Field(512, ge=1, description="prompt tokens kept, chat template included")
+
+    @model_validator(mode="after")
+    def _empty(self) -> Flux2Config:
+        if self.negative_prompt:
+            raise ValueError("guidance leads away from the empty prompt in FLUX.2 klein: leave negative_prompt out")
+        return self
+
+    def text_limit(self, folder: Path) -> TextLimit:
+        template = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        return TextLimit("tokenizer", self.max_sequence_length, "max_sequence_length raises that", template)
+
+    def distilled(self) -> bool:
+        """Whether the checkpoint was distilled to a few steps without guidance: its index says, or else its name."""
+        folder = self.folder()
+        if folder is None:
+            return "klein" in self.checkpoint and "base" not in self.checkpoint
+        return bool(json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("is_distilled"))
+
+    def provides(self) -> set[str]:
+        return super().provides() | ({"few-step"} if self.distilled() else set())
+
+    def lora_formats(self) -> dict[LoraFormat, str]:
+        return {
+            **super().lora_formats(),
+            "diffusers": "diffusers, ComfyUI",
+            "kohya": "ComfyUI, diffusers",
+        }
+
+    def lora_targets(self) -> list[str]:
+        return ["to_q", "to_k", "to_v", "to_out.0", "to_qkv_mlp_proj"]
+
+    def trainable_folder(self) -> str:
+        return "transformer"
+
+
+class QwenImageConfig(GuidedConfig):
+    """``kind = "qwen-image"``."""
+
+    released_multiple: ClassVar[int] = 16
+    checkpoint: Checkpoint = Field("Qwen/Qwen-Image", description=CHECKPOINT_TEXT)
+    guidance_scale: float = Field(
+        4.0, ge=0, description="classifier-free guidance that keeps the output's length; at most 1 switches it off"
+    )
+    max_sequence_length: int = Field(512, ge=1, le=1024, description="prompt tokens kept")
+
+    @model_validator(mode="after")
+    def _whole_frames(self) -> QwenImageConfig:
+        if "decoder" in self.gradient_checkpointing and (self.vae_tiling or self.vae_slicing):
+            raise ValueError(
+                "Qwen-Image's decoder computes nothing again that it draws in tiles or slices: with"
+                " gradient_checkpointing = ['decoder'] take vae_micro_batch = 1 in place of vae_tiling and vae_slicing"
+            )
+        return self
+
+    def text_limit(self, folder: Path) -> TextLimit:
+        """The text in front of the prompt is read, and is no part of what is kept."""
+        template = "{}<|im_end|>\n<|im_start|>assistant\n"
+        return TextLimit("tokenizer", self.max_sequence_length, "max_sequence_length raises that, up to 1024", template)
+
+    def lora_formats(self) -> dict[LoraFormat, str]:
+        return {
+            **super().lora_formats(),
+            "diffusers": "diffusers, ComfyUI",
+            "kohya": "ComfyUI, diffusers",
+        }
+
+    def lora_targets(self) -> list[str]:
+        return ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_q", "to_k", "to_v", "to_out.0"]
 
     def trainable_folder(self) -> str:
         return "transformer"

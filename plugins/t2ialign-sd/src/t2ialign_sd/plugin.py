@@ -46,6 +46,14 @@ BACKENDS: list[tuple[str, str, type[GuidedConfig], str, set[str]]] = [
         "FLUX.1 dev and schnell",
         {"one-step", "multi-step"},
     ),
+    (
+        "flux2-klein",
+        "flux2:Flux2",
+        config.Flux2Config,
+        "FLUX.2 klein 4B / 9B: about 4 steps, or the base models",
+        {"multi-step"},
+    ),
+    ("qwen-image", "qwen_image:QwenImage", config.QwenImageConfig, "Qwen-Image 20B", {"multi-step"}),
 ]
 
 
