@@ -12,9 +12,7 @@ import torch
 WORDS = ["<pad>", "<unk>", "<bos>", "<eos>", "a", "red", "blue", "green", "circle", "square", "and", "above"]
 
 
-CHAT = (
-    "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
-)
+CHAT = "{% for m in messages %}{{ m.role }} : {{ m.content }} {% endfor %}assistant :"
 
 
 def tokenizer(length: int = 16, chat: str | None = None) -> Any:

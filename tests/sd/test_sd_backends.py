@@ -197,6 +197,35 @@ def test_snippet_runs(build, tmp_path, monkeypatch):
         assert names["image"].size == backend.info.image_size[::-1] == (32, 24)
 
 
+def test_qwen_image_s_decoder_computes_its_blocks_again(build, shared):
+    """The autoencoder of video counts its convolutions on the way, which a second pass over a block would upset."""
+    latents = seeding.normal([1], shared("qwen-image").info.latent_shape).requires_grad_(True)
+    weight = seeding.normal([2], (3, 32, 32))
+
+    def gradient(backend):
+        return torch.autograd.grad((backend.decode(latents) * weight).sum(), latents)[0]
+
+    expected = gradient(shared("qwen-image"))
+    again = gradient(make(CASES["qwen-image"], build, gradient_checkpointing=["decoder"]))
+    assert (again - expected).abs().max() < 1e-4 * expected.abs().max()
+    two = torch.cat([latents, -latents]).detach()
+    sliced = make(CASES["qwen-image"], build, vae_slicing=True).decode(two)
+    assert (sliced - shared("qwen-image").decode(two)).abs().max() < 1e-5
+    with pytest.raises(ValueError, match="take vae_micro_batch = 1"):
+        configs.QwenImageConfig(gradient_checkpointing=["decoder"], vae_slicing=True)
+
+
+def test_flux2_klein_is_guided_where_its_index_says_so(build, shared):
+    distilled, base = shared("flux2-klein"), shared("flux2-klein-base")
+    assert make(CASES["flux2-klein"], build, guidance_scale=4.0).cfg_scale == 1.0
+    assert "few-step" in distilled.config.provides()
+    assert base.cfg_scale == 4.0
+    assert "few-step" not in base.config.provides()
+    assert "few-step" in configs.Flux2Config().provides()  # before it is on disk, its name tells
+    with pytest.raises(ValueError, match="leave negative_prompt out"):
+        configs.Flux2Config(negative_prompt="a dog")
+
+
 def test_wrong_checkpoints_are_clear_errors(build, tmp_path):
     sd, xl = CASES["sd15-ddim"], CASES["sdxl"]
     with pytest.raises(UsageError, match=r"is a StableDiffusionXLPipeline; this backend loads StableDiffusionPipeline"):

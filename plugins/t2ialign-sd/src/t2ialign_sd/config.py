@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from t2ialign import checkpoints
 from t2ialign.config import Checkpoint, LoraFormat
+from t2ialign.foreign import read_object
 from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit
 from t2ialign_diffusers.config import GuidedConfig
@@ -209,7 +210,7 @@ class Flux2Config(GuidedConfig):
     released_multiple: ClassVar[int] = 16
     checkpoint: Checkpoint = Field("black-forest-labs/FLUX.2-klein-4B", description=CHECKPOINT_TEXT)
     guidance_scale: float = Field(
-        1.0, ge=0, description="classifier-free guidance of the base models, 4.0 in their pipeline; the others have none"
+        1.0, ge=0, description="classifier-free guidance of the base models, usually 4.0; the others have none"
     )
     max_sequence_length: int = Field(512, ge=1, description="prompt tokens kept, chat template included")
 
@@ -226,9 +227,12 @@ class Flux2Config(GuidedConfig):
     def distilled(self) -> bool:
         """Whether the checkpoint was distilled to a few steps without guidance: its index says, or else its name."""
         folder = self.folder()
-        if folder is None:
-            return "klein" in self.checkpoint and "base" not in self.checkpoint
-        return bool(json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("is_distilled"))
+        try:
+            if folder is not None:
+                return bool(read_object(folder / "model_index.json").get("is_distilled"))
+        except (OSError, ValueError):  # whoever opens the checkpoint will tell
+            pass
+        return "klein" in self.checkpoint and "base" not in self.checkpoint
 
     def provides(self) -> set[str]:
         return super().provides() | ({"few-step"} if self.distilled() else set())
