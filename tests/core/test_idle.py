@@ -179,6 +179,11 @@ CASES: list[tuple[str, Tables, Tables]] = [
     ),
     ("backend.negative_prompt", back(negative_prompt="x", guidance_scale=1.0), back(negative_prompt="x")),
     ("backend.guidance_scale", back(guidance_scale=0.5), back(guidance_scale=2.0)),
+    (
+        "backend.guidance_scale",
+        of("backend", "flux2-klein", guidance_scale=4.0),
+        of("backend", "flux2-klein", guidance_scale=4.0, checkpoint="black-forest-labs/FLUX.2-klein-base-4B"),
+    ),
     ("backend.top_p", of("backend", "var", **VAR, top_k=1, top_p=0.5), of("backend", "var", **VAR, top_p=0.5)),
     ("backend.depth", of("backend", "var", **VAR, depth=20), of("backend", "var", depth=20)),
     (

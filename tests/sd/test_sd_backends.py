@@ -200,7 +200,7 @@ def test_snippet_runs(build, tmp_path, monkeypatch):
 def test_qwen_image_s_decoder_computes_its_blocks_again(build, shared):
     """The autoencoder of video counts its convolutions on the way, which a second pass over a block would upset."""
     latents = seeding.normal([1], shared("qwen-image").info.latent_shape).requires_grad_(True)
-    weight = seeding.normal([2], (3, 32, 32))
+    weight = seeding.normal([2], (3, *shared("qwen-image").info.image_size))
 
     def gradient(backend):
         return torch.autograd.grad((backend.decode(latents) * weight).sum(), latents)[0]

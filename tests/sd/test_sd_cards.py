@@ -41,7 +41,7 @@ def test_pixart_of_1024_pixels_is_told_the_size(build, tmp_path, monkeypatch):
     assert (ours - card).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["sdxl-negative", "pixart-dmd", "sd3", "flux-dev"])
+@pytest.mark.parametrize("name", ["sdxl-negative", "pixart-dmd", "sd3", "flux-dev", "flux2-klein", "qwen-image"])
 def test_a_file_of_noise_draws_the_image_of_the_run(name, build, tmp_path, monkeypatch):
     case, noise = CASES[name], tmp_path / "noise.safetensors"
     backend = make(case, build)

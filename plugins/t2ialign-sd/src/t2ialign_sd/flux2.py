@@ -83,7 +83,7 @@ class Flux2(GuidedBackend):
             timestep=t.to(dtype),
             encoder_hidden_states=embeds,
             txt_ids=_positions(1, 1, embeds.shape[1]).to(device),
-            img_ids=_positions(*x.shape[-2:], 1).to(device),
+            img_ids=_positions(x.shape[-2], x.shape[-1], 1).to(device),
             return_dict=False,
         )[0].float()
         return output.transpose(1, 2).unflatten(2, x.shape[-2:])
