@@ -10,6 +10,9 @@ from typing import Any
 
 #: Bytes that are read at most: of a JSON file or a safetensors header, and of a file of prompts.
 MOST_JSON, MOST_TEXT = 2**26, 2**30
+#: More than any network has.
+MOST_LAYERS = 10_000
+_COUNT = re.compile("layer|depth|block")
 #: Bits of the types that safetensors files may hold.
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 #: What terminals obey rather than show, and what turns the direction of writing; line ends and tabs may stay.
@@ -86,6 +89,37 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("is no JSON object")
     return value
+
+
+def model_settings(path: Path) -> dict[str, Any]:
+    """A model's ``config.json``, if a library can build that model without code of others and within this life.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it is none, names classes of its own, or more layers than any model has; a half sentence.
+    """
+    settings = read_object(path)
+    if own := settings.get("auto_map"):
+        names = own.values() if isinstance(own, dict) else [own]
+        raise ValueError(
+            f"wants code of its own, which is never run: auto_map names {shown(next(iter(names), ''), 100)}"
+        )
+    if key := _too_many(settings):
+        raise ValueError(f"tells of more than {MOST_LAYERS:,} layers: {key}")
+    return settings
+
+
+def _too_many(settings: dict[str, Any]) -> str:
+    """The first number of layers that no model has, at any depth: "vision_config.num_layers = 9999999999"."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            if found := _too_many(value):
+                return f"{shown(key, 40)}.{found}"
+        elif _COUNT.search(key):
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int | float) and number > MOST_LAYERS:
+                    return f"{shown(key, 40)} = {shown(number, 40)}"
+    return ""
 
 
 def tensor_header(path: Path) -> dict[str, Any]:

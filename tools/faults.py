@@ -260,6 +260,7 @@ def main() -> None:
             row = rows[name]
             rows[name] = [row[0] + 1, row[1] + survived, row[2] + lost]
             faults += [] if survived else [f"{name}: {told}"]
+            print(f"{number + 1} {name}, {told if not survived else world.kind}", file=sys.stderr, flush=True)
     print("| fault | tried | survived | lost steps |\n|---|---:|---:|---:|")
     for name in FAULTS:
         if name in rows:

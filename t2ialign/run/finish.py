@@ -46,6 +46,7 @@ def finish(
 
     def attempt(stage: str, action: Callable[[], object]) -> bool:
         pause()
+        run.require()
         try:
             with world.together():
                 action()

@@ -133,6 +133,9 @@ def machine_faults(place: Path, run: RunDir | None = None) -> Iterator[None]:
         what = f"{error.filename or place}: {error.strerror or error}"
         if run is None:
             raise Stopped(f"{what}; nothing was begun") from error
+        if not (run.path / "spec.toml").exists():
+            moved = "was moved or deleted while the run wrote it; if it is elsewhere now, continue there with"
+            raise Stopped(f"the run directory {run.path} {moved}: {RESUME} FOLDER") from error
         kept = f"the checkpoint of step {newest} is intact" if (newest := run.newest_step()) else "no step was kept yet"
         raise Stopped(f"{what}; {kept}; continue with: {RESUME} {run.path}") from error
 

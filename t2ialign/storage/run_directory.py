@@ -228,8 +228,16 @@ class RunDir:
             kept = [json.dumps(line) + "\n" for line in files.read_json_lines(file) if line["step"] <= step]
             files.write_text(file, "".join(kept))
 
+    def require(self) -> None:
+        """
+        Raises:
+            FileNotFoundError: the run directory was moved or deleted since.
+        """
+        (self.path / "spec.toml").stat()
+
     def save_checkpoint(self, step: int, state: State, keep: int) -> None:
         """Write ``checkpoints/step-NNNNNN`` and drop all but the newest ``keep``."""
+        self.require()  # a folder of the old name would be half a run
         write_state(self.path / "checkpoints" / f"step-{step:06d}", step, state)
         for old in self._checkpoints()[:-keep]:
             shutil.rmtree(old)
@@ -265,6 +273,7 @@ class RunDir:
 
     def save_best(self, step: int, state: State, value: float) -> None:
         """Write the folder ``best``: the state that is worth keeping so far, and by what value."""
+        self.require()
         write_state(self.path / "best", step, state, value=value)
 
     def best_value(self) -> float | None:

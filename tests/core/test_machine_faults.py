@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pkgutil
 import re
 import shutil
 from pathlib import Path
@@ -34,6 +35,29 @@ WRITES = {
     "state.safetensors": 2,
     "state.json": 2,
 }
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted"])
+@pytest.mark.parametrize("place", ["t2ialign.testing.toy.RandomSearch.step", "t2ialign.run.finish.check_export"])
+def test_a_run_directory_that_goes_away_ends_the_run_in_one_message(toy_spec, undisturbed, monkeypatch, how, place):
+    run, calls = undisturbed.path.with_name("a-2"), []
+    real = pkgutil.resolve_name(place.replace("finish.check", "finish:check").replace("toy.Random", "toy:Random"))
+
+    def taken_away(*arguments, **options):
+        calls.append(1)
+        if len(calls) == (3 if "step" in place else 1):
+            shutil.rmtree(run) if how == "deleted" else run.rename(run.with_name("elsewhere"))
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, taken_away)
+        with pytest.raises(T2IAlignError, match=r"a-2 was moved or deleted .*: t2ialign resume FOLDER") as told:
+            runner.start(specs.load(toy_spec(**tables(toy_spec().parent))), QUIET)
+    assert told.value.exit_code == 1
+    assert not run.exists()
+    assert sorted(folder.name for folder in run.parent.iterdir()) == ["a", *(["elsewhere"] if how == "moved" else [])]
+    if how == "moved":
+        assert runner.resume(run.with_name("elsewhere"), QUIET).metrics() == undisturbed.metrics()
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import pickle
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,45 @@ def test_missing_and_left_over_weights_are_reported(data, tmp_path, write_clip):
     weights["text_model.extra"] = weights.pop("text_projection.weight")
     folder = write_clip(tmp_path, weights, data.metadata["config_clip"])
     with pytest.raises(UsageError, match=r"1 missing \(text_projection.weight\); 1 unexpected \(text_model.extra\)"):
+        clipscore(folder).score(torch.rand(1, 3, 32, 32), ["t05"])
+
+
+def test_weights_in_a_pickle_are_read_as_plain_tensors_or_refused(data, tmp_path, write_clip, prompts):
+    write_clip(tmp_path, data.below("weights."), data.metadata["config_clip"])
+    images = data.images()
+    wanted = clipscore(tmp_path).score(images, prompts)
+    folder = tmp_path.rename(tmp_path.with_name("pickled"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(clipscore(folder).score(images, prompts), wanted)
+
+    class Call:
+        def __reduce__(self):
+            return (open, (str(tmp_path), "w"))
+
+    again = folder.rename(folder.with_name("calling"))
+    (again / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Call()}, protocol=2))
+    with pytest.raises(UsageError, match=r"the \.bin weights of .*calling are no file of plain tensors"):
+        clipscore(again).score(images, prompts)
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"auto_map": {"AutoModel": "modeling_mine.Mine"}}, "wants code of its own.*auto_map names modeling_mine.Mine"),
+        (
+            {"text_config": {"num_hidden_layers": 10**10}},
+            "more than 10,000 layers: text_config.num_hidden_layers = 1000",
+        ),
+        (None, "config.json is no JSON object"),
+    ],
+)
+def test_a_config_that_wants_code_or_endless_layers_is_refused(tmp_path, data, write_clip, change, message):
+    folder = write_clip(tmp_path, data.below("weights."), data.metadata["config_clip"])
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps([] if change is None else settings | change))
+    with pytest.raises(UsageError, match=message):
         clipscore(folder).score(torch.rand(1, 3, 32, 32), ["t05"])
 
 

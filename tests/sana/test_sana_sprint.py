@@ -277,6 +277,18 @@ def truncate(path: Path) -> None:
             lambda f: (f / "vae/x.safetensors.index.json").write_text('{"weight_map": {"w": "missing.safetensors"}}'),
             "lacks the shard missing",
         ),
+        (
+            lambda f: edit_json(f / "vae/config.json", layers_per_block=9_999_999_999),
+            "vae/config.json tells of more than 10,000",
+        ),
+        (
+            lambda f: edit_json(f / "text_encoder/config.json", auto_map={"AutoModel": "own.MyModel"}),
+            "text_encoder/config.json wants code of its own, which is never run: auto_map names own.MyModel",
+        ),
+        (
+            lambda f: edit_json(f / "model_index.json", vae=["mine", "MyCoder"]),
+            "'vae' is a MyCoder of 'mine'; code that",
+        ),
     ],
 )
 def test_a_bad_checkpoint_is_one_clear_error(make_backend, sprint_folder, tmp_path, change, message):

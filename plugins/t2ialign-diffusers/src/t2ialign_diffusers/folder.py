@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from t2ialign import checkpoints
 from t2ialign.errors import UsageError
-from t2ialign.foreign import read_object, tensor_header
+from t2ialign.foreign import model_settings, read_object, shown, tensor_header
 from t2ialign.spec.checkpoints import tensor_shapes
 
 if TYPE_CHECKING:
     from torch import nn
 
+#: Where the classes of components come from.
+_LIBRARIES = ("diffusers", "transformers")
 #: What is fetched of a component besides its weights.
 _SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
 #: In order of preference: a component that has safetensors is never asked for its pickles.
@@ -50,7 +52,7 @@ def open_checkpoint(
     heavy = [part for part in components if part not in weightless]
     folder = fetch(reference, revision, settings, heavy, variant)
     where = f"checkpoint '{reference}'"
-    _check_pipeline(folder, where, pipelines)
+    _check_pipeline(folder, where, pipelines, components)
     for part in components:
         if not any((folder / part).glob("*.json")):
             raise UsageError(f"{where} has no component '{part}'")
@@ -68,16 +70,29 @@ def open_outline(
     """As ``open_checkpoint``, of a checkpoint of which only the settings are read; those of ``text`` may be missing."""
     patterns = ["model_index.json", *(f"{part}/{file}" for part in (*components, *text) for file in _SETTINGS)]
     folder = checkpoints.resolve(reference, revision, patterns)
-    _check_pipeline(folder, f"checkpoint '{reference}'", pipelines)
+    _check_pipeline(folder, f"checkpoint '{reference}'", pipelines, [*components, *text])
     return folder
 
 
-def _check_pipeline(folder: Path, where: str, pipelines: Collection[str]) -> None:
+def _check_pipeline(folder: Path, where: str, pipelines: Collection[str], components: Sequence[str]) -> None:
+    """The pipeline is one of ours, its components are the libraries' own, and each could be built."""
     if not (folder / "model_index.json").is_file():
         raise UsageError(f"{where} is no diffusers checkpoint: it has no model_index.json")
-    found = read_json(folder / "model_index.json").get("_class_name", "")
+    index = read_json(folder / "model_index.json")
+    found = index.get("_class_name", "")
     if found not in pipelines:
-        raise UsageError(f"{where} is a {found or 'nameless pipeline'}; this backend loads {' or '.join(pipelines)}")
+        kind = shown(found, 100) or "nameless pipeline"
+        raise UsageError(f"{where} is a {kind}; this backend loads {' or '.join(pipelines)}")
+    for part in components:
+        library, name = index[part] if isinstance(index.get(part), list) and len(index[part]) == 2 else (None, None)
+        if library not in (None, *_LIBRARIES):
+            words = f"'{part}' is a {shown(name, 60)} of '{shown(library, 60)}'"
+            raise UsageError(f"{where}: {words}; code that comes with a checkpoint is never run")
+        if (file := folder / part / "config.json").is_file():
+            try:
+                model_settings(file)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{where}: {part}/config.json {error}") from error
 
 
 def fetch(
