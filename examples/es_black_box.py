@@ -28,7 +28,7 @@ def moons(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return points + 0.1 * torch.randn(points.shape, generator=generator), side
 
 
-train_x, train_side = moons(512, seed=0)
+train_x, train_side = moons(256, seed=0)
 test_x, test_side = moons(2048, seed=1)
 
 
@@ -42,12 +42,12 @@ print(f"test accuracy before {accuracy(model, test_x, test_side):.3f}")
 trainer = EggrollTrainer(
     model,
     accuracy,
-    population_size=256,
+    population_size=128,
     sigma=0.1,
     rank=1,
     shaping="centred-rank",
     optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.02),
     batched=True,
 )
-trainer.train(200, callback=lambda line: line["generation"] % 50 == 0 and print(line["mean_fitness"]))
+trainer.train(150, callback=lambda line: line["generation"] % 50 == 0 and print(line["mean_fitness"]))
 print(f"test accuracy after  {accuracy(model, test_x, test_side):.3f}")

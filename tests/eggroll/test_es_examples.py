@@ -40,7 +40,7 @@ def test_evolution_repairs_the_rounded_network():
 def test_eggroll_reads_digits(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    eggroll, open_es, sgd = numbers("es_digits.py", "--plot", str(tmp_path / "digits.png"))
+    eggroll, open_es, sgd = numbers("es_digits.py", "--steps", "170", "--plot", str(tmp_path / "digits.png"))
     assert eggroll >= 0.95
     assert open_es >= 0.95
     assert sgd >= 0.95

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import torch
 from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.spec import parse as specs
+from t2ialign.testing.ranks import ranks
 from t2ialign_solvers.table import load_table
 
 SPEC = Path(__file__).parents[2] / "specs/ppo-epd-shapes.toml"
@@ -30,16 +28,18 @@ def test_the_mean_table_gains_on_held_out_prompts(tmp_path):
 
 
 def test_two_processes_give_the_result_of_one(tmp_path):
-    overrides = [text for item in [*SMALL, f'run.out="{tmp_path}"'] for text in ("--set", item)]
-    run = ["-m", "t2ialign", "run", str(SPEC), *overrides]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for command in ([sys.executable, *run], [*launch, *run]):
-        subprocess.run(command, check=True, timeout=600, env=environment, capture_output=True)
-    one, two = (load_table(str(tmp_path / name / "export/table.json")) for name in (f"{SPEC.stem}", f"{SPEC.stem}-2"))
+    small = [*SMALL, "reward.0.sampler.steps=5", f'run.out="{tmp_path}"']
+
+    def work(rank: int) -> None:
+        runner.start(specs.load(SPEC, [*small, "run.name=two"]), Display(quiet=True))
+
+    runner.start(specs.load(SPEC, [*small, "run.name=one"]), Display(quiet=True))
+    ended = ranks(2, work, tmp_path / "logs", limit=600)
+    assert ended.codes == [0, 0], ended.text
+    one, two = (load_table(str(tmp_path / name / "export/table.json")) for name in ("one", "two"))
     assert torch.allclose(one.positions, two.positions, atol=1e-4)
     assert torch.allclose(one.weights, two.weights, atol=1e-4)
-    first, second = (tmp_path / name / "metrics.jsonl" for name in (SPEC.stem, f"{SPEC.stem}-2"))
+    first, second = (tmp_path / name / "metrics.jsonl" for name in ("one", "two"))
     for a, b in zip(first.read_text().splitlines(), second.read_text().splitlines(), strict=True):
         ours, theirs = json.loads(a), json.loads(b)
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
