@@ -71,7 +71,9 @@ IDLE: dict[type[Config], tuple[Idle, ...]] = {
         Idle(
             "keep_checkpoints",
             "the run saves fewer",
-            lambda own, spec: own.keep_checkpoints > math.ceil(_steps(spec) / own.checkpoint_every),
+            lambda own, spec: (
+                own.checkpoint_every and own.keep_checkpoints > math.ceil(_steps(spec) / own.checkpoint_every)
+            ),
             "lower checkpoint_every, or nothing",
         ),
     ),

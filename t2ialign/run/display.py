@@ -117,12 +117,17 @@ class _Lines(Progress):
 
 
 class Bar:
-    """One progress bar; ``advance`` may carry a note with the latest numbers."""
+    """One progress bar; ``advance`` may carry a note with the latest numbers.
+
+    Attributes:
+        rest: seconds of work that follows the last unit and belongs to the ETA.
+    """
 
     def __init__(self, display: Display, title: str, total: int, done: int) -> None:
         self.display, self.title, self.total = display, title, total
         self.done = self._start_done = done
         self._started = time.monotonic()
+        self.rest = 0.0
         self._live = display.console.is_interactive and not display.quiet  # a dumb terminal gets lines
         columns: list[ProgressColumn] = [
             TextColumn("{task.description}", markup=False),
@@ -153,8 +158,8 @@ class Bar:
             (self.display.log if self._live else self.display.say)(line)
 
     def eta(self, now: float) -> str:
-        """Remaining time at the mean pace since the start of this bar."""
+        """Remaining time at the mean pace since the start of this bar, and the rest."""
         pace = (now - self._started) / max(1, self.done - self._start_done)
-        seconds = int(pace * (self.total - self.done))
+        seconds = int(pace * (self.total - self.done) + self.rest)
         hours, rest = divmod(seconds, 3600)
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from t2ialign.errors import ExportError, T2IAlignError, Unchanged
 from t2ialign.evaluation.evaluate import evaluate
+from t2ialign.problem.export import CHECKED
 from t2ialign.problem.optimizer import Optimizer
 from t2ialign.problem.problem import Problem
 from t2ialign.publish import card as cards
@@ -77,6 +78,12 @@ def finish(
         lines.append(f"once it is mended, its end is done again by: t2ialign resume {run.path}")
         traces = keep_tracebacks(run.path, causes) if world.is_main else ""
         raise Unfinished("\n".join(lines) + traces) from causes[0]
+
+
+def end_seconds(problem: Problem, image_seconds: float) -> float:
+    """How long the end of a run will take, if an image takes ``image_seconds``: evaluation, and the export's check."""
+    evaluated = 2 * len(problem.evaluation_prompts) * problem.spec.evaluation.images_per_prompt
+    return image_seconds * (evaluated + (4 * CHECKED if problem.spec.uses_lora else 0))
 
 
 def _told(change: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from t2ialign.run import checks
 from t2ialign.run.continuing import spec_to_continue
 from t2ialign.run.display import Display
 from t2ialign.run.failures import Interrupted, Stopped, explained
-from t2ialign.run.finish import finish
+from t2ialign.run.finish import end_seconds, finish
 from t2ialign.run.machine import check_room, peak_memory
 from t2ialign.run.tracking import Tracking
 from t2ialign.spec import checkpoints
@@ -220,6 +220,7 @@ class _Loop:
         self.schedule = schedule(self.spec, self.plan)
         self.tracking = Tracking(run, problem, optimizer, self.schedule) if self.schedule else None
         self.drifted = False
+        self.image_seconds = 0.0  # what an image that the run delivers took, the last time that some were drawn
         self.tracked = ""
 
     def run(self, first: int) -> None:
@@ -248,6 +249,7 @@ class _Loop:
                 rewards = _training(result.metrics, self.problem.rewards.names)
                 peak = peak_memory(self.problem.device)
                 notes = [self.tracked, rewards, speed, "" if peak is None else f"{peak:.0f} MB"]
+                bar.rest = end_seconds(self.problem, self.image_seconds or seconds / self.plan.images_per_step)
                 bar.advance(note="  ".join(filter(None, notes)))
                 if self.drifted:
                     break
@@ -338,8 +340,10 @@ class _Loop:
     def _measured(self, done: int) -> dict[str, float]:
         """Metrics of an evaluation along the run; says what drifts."""
         assert self.tracking is not None
+        started = time.monotonic()
         with blaming(self.optimizer.label):
             measured = self.tracking.measure(done)
+        self.image_seconds = (time.monotonic() - started) / len(self.tracking.wanted.prompts)
         self.tracked = measured.note
         if measured.drift:
             self.display.say(f"drift after step {done}, against the base: {', '.join(measured.drift)}")
@@ -355,8 +359,10 @@ class _Loop:
         spread = torch.linspace(0, count - 1, min(self.spec.samples.count, count)).long()
         rows = (spread * self.spec.evaluation.images_per_prompt).tolist()
         prompts, seeds = [wanted.prompts[row] for row in rows], [wanted.seeds[row] for row in rows]
+        started = time.monotonic()
         with blaming(self.optimizer.label):
             pictures = self.problem.dealt(self.optimizer.generate, self.problem.encode(prompts), seeds)
+        self.image_seconds = (time.monotonic() - started) / len(seeds)
         if not self.main:
             return
         if done == 0:

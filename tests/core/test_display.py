@@ -12,8 +12,10 @@ import pytest
 from rich.console import Console
 
 from t2ialign.run import display as displays
+from t2ialign.run import runner
 from t2ialign.run.chatter import Chatter
 from t2ialign.run.display import Display
+from t2ialign.spec import parse as specs
 from t2ialign.storage import embeds
 
 NOTE = "clip 1.654↑  shapes-exact 0.3568↑  shapes-graded 0.4829↑  training: clip 1.2  76 images/s  641 MB"
@@ -43,6 +45,25 @@ def test_the_eta_is_there_however_slow_the_steps_are(monkeypatch):
             now[0] += 400
             bar.advance(1)
         assert bar._progress.tasks[0].fields["eta"] == "53:20"
+        bar.rest = 100.0  # evaluation and export
+        bar.advance(1)
+        assert bar._progress.tasks[0].fields["eta"] == "32:46"
+
+
+def test_the_eta_of_the_steps_counts_the_end_of_the_run(toy_spec, monkeypatch):
+    """By what an image took: four steps, 5 prompts of two images drawn as base and tuned, and the export's check."""
+    rests, advance = [], displays.Bar.advance
+
+    def watched(self, count=1, note=""):
+        rests.extend([self.rest] if self.title == "step" else [])
+        advance(self, count, note)
+
+    monkeypatch.setattr(displays.Bar, "advance", watched)
+    spec = specs.load(toy_spec(evaluation={"images_per_prompt": 2}, samples={"count": 2}))
+    monkeypatch.setattr(runner.time, "monotonic", iter(range(10**6)).__next__)  # whatever is timed takes whole seconds
+    runner.start(spec, Display(quiet=True))
+    assert len(rests) == 4
+    assert min(rests) >= (2 * 5 * 2 + 4 * 4) * 0.5  # a grid of two images took one second or more
 
 
 def screen_of(width: int, show) -> list[str]:
