@@ -69,6 +69,10 @@ class Config(BaseModel):
         """Options that do not fit files on disk -> what is wrong with them; validation asks once paths are absolute."""
         return {}
 
+    def remedies(self) -> dict[str, str]:
+        """Capability words that the options require -> what to do where another part lacks them."""
+        return {}
+
     @classmethod
     def starter_prompts(cls) -> list[Any]:
         """Prompts that such a part understands, for ``init``, where it does not understand any text.

@@ -12,6 +12,7 @@ from t2ialign.config import Config
 from t2ialign.idle import Idle
 from t2ialign.plugins import registry
 from t2ialign.remarks.tables import IDLE
+from t2ialign_solvers.scheduler_classes import BOTH, DRAWN, RECTIFIED_FLOW, REFUSED
 
 ROOT = Path(__file__).parents[1]
 MADE = "<!-- Made by tools/docs_tables.py; a test compares it with the code. -->"
@@ -60,8 +61,34 @@ def idle_row(idle: Idle) -> str:
     return f"| {', '.join(f'`{name}`' for name in idle.options.split())} | {idle.when} | {idle.remedy} |"
 
 
+def scheduler_page() -> str:
+    """Every scheduler class of diffusers with the families of models."""
+    lines = [
+        "# Schedulers of diffusers",
+        "",
+        MADE,
+        "",
+        "What the sampler `diffusers` does with every class of the pinned version. Families: models that predict noise"
+        " (SD, SDXL, PixArt), rectified flows (SD3, FLUX, Z-Image and their like), Sana, and all others, which sample"
+        " in their own way (Sana Sprint, VAR, Infinity). What is refused is refused by name in `validate`.",
+        "",
+        "| class | predicts noise | rectified flow | Sana | others |",
+        "|---|---|---|---|---|",
+    ]
+    for name in sorted(DRAWN | REFUSED.keys()):
+        if name in REFUSED:
+            cells = [f"refused: {REFUSED[name]}", *["refused"] * 3]
+        elif name in BOTH:
+            cells = ["drawn", "drawn with `use_flow_sigmas` in `options`, else refused", "drawn", "refused"]
+        else:
+            flow = name in RECTIFIED_FLOW
+            cells = [*(("refused", "drawn", "drawn") if flow else ("drawn", "refused", "refused")), "refused"]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 #: File below docs/ -> what makes its text.
-PAGES = {"reference/idle.md": idle_page}
+PAGES = {"reference/idle.md": idle_page, "reference/schedulers.md": scheduler_page}
 
 
 def main() -> None:

@@ -56,6 +56,7 @@ def _mismatch(
     )
     if role == "optimizer":
         message += f" An optimizer that fits this {other}: {', '.join(instead) or 'none installed'}."
+    message += "".join(f" {remedy}." for word, remedy in part.config.remedies().items() if word in missing)
     for word, remedy in candidate.config.withholds().items():
         if word in missing:
             message += f" '{word}' is lost by the {other}'s options: {remedy}."

@@ -11,7 +11,8 @@ from sd.cases import CASES
 from t2ialign import SpecError
 from t2ialign.spec.parse import parse
 
-HUB_IDS = {"epd": {"steps": 4}, "diffusers": {"scheduler": "UniPCMultistepScheduler"}}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+NEEDED = {"epd": {"steps": 4}, "diffusers": {"scheduler": "UniPCMultistepScheduler"}}
 
 
 def spec_of(backend, sampler, tmp_path, table=None, **options):
@@ -29,7 +30,10 @@ def spec_of(backend, sampler, tmp_path, table=None, **options):
 @pytest.mark.parametrize("backend", ["sd15", "sdxl", "sd3", "sana", "z-image"])
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "heun", "dpm2", "ipndm", "dpmpp-2m", "epd", "diffusers", "scm"])
 def test_multi_step_models_take_every_multi_step_sampler(backend, sampler, tmp_path):
-    assert spec_of(backend, sampler, tmp_path, **HUB_IDS.get(sampler, {})).backend.kind == backend
+    options = NEEDED.get(sampler, {})
+    if sampler == "diffusers" and backend in ("sd3", "z-image"):
+        options = options | {"options": FLOW}
+    assert spec_of(backend, sampler, tmp_path, **options).backend.kind == backend
 
 
 @pytest.mark.parametrize("backend", ["sd15", "sdxl", "sd3", "sana", "z-image"])

@@ -174,7 +174,7 @@ def test_order(path, make, order):
 
 def test_unknown_scheduler_and_options_are_clear_errors():
     path = PATHS["vp"]
-    with pytest.raises(UsageError, match="did you mean 'UniPCMultistepScheduler'"):
+    with pytest.raises(ValueError, match="did you mean 'UniPCMultistepScheduler'"):
         stock(path, "UniPCMultiStepScheduler", 4)
     with pytest.raises(UsageError, match="DPMSolverMultistepScheduler"):
         stock(path, "DPMSolverMultistepScheduler", 4, algorithm_type="nonsense")

@@ -19,7 +19,15 @@ def t2ialign_backends(register: Register) -> None:
         "t2ialign_sana.sana:Sana",
         config=SanaConfig,
         summary="Sana 0.6B / 1.6B, SANA1.5: multi-step rectified flow with guidance",
-        provides={"diffusion", "denoiser", "lora", "differentiable", "multi-step"},
+        provides={
+            "diffusion",
+            "denoiser",
+            "lora",
+            "differentiable",
+            "multi-step",
+            "rectified-flow",
+            "solver-schedulers",
+        },
     )
 
 

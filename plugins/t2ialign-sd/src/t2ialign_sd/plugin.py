@@ -57,6 +57,11 @@ BACKENDS: list[tuple[str, str, type[GuidedConfig], str, set[str]]] = [
 ]
 
 
+def _path(kind: str) -> set[str]:
+    """Which schedulers of diffusers a model understands."""
+    return {"rectified-flow"} if kind in ("sd3", "flux") else {"variance-preserving", "solver-schedulers"}
+
+
 @hookimpl
 def t2ialign_backends(register: Register) -> None:
     for kind, target, options, summary, trained_for in BACKENDS:
@@ -65,5 +70,5 @@ def t2ialign_backends(register: Register) -> None:
             f"t2ialign_sd.{target}",
             config=options,
             summary=summary,
-            provides={"diffusion", "denoiser", "lora", "differentiable", *trained_for},
+            provides={"diffusion", "denoiser", "lora", "differentiable", *trained_for, *_path(kind)},
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from t2ialign import Requirements, SamplerConfig
 from t2ialign.config import CHECKPOINT
-from t2ialign.errors import UsageError
+from t2ialign.errors import UsageError, nearest
 from t2ialign.foreign import parse_json, read_object, shown, tensor_header
 from t2ialign.idle import Idle
 from t2ialign.spec.checkpoints import local_path
+from t2ialign_solvers.scheduler_classes import BOTH, DRAWN, RECTIFIED_FLOW, REFUSED
 
 Schedule = Literal["native", "polynomial", "logsnr", "time_uniform", "discrete", "flowmatch"]
 
@@ -210,6 +211,32 @@ class DiffusersConfig(SamplerConfig):
         default_factory=dict, description="arguments of the scheduler, over the checkpoint's own configuration"
     )
 
+    @field_validator("scheduler")
+    @classmethod
+    def _draws(cls, name: str) -> str:
+        if name in REFUSED:
+            raise ValueError(f"{REFUSED[name]}; there are {', '.join(sorted(DRAWN))}")
+        if name not in DRAWN:
+            hint = f"; did you mean '{match}'?" if (match := nearest(name, sorted(DRAWN))) else ""
+            raise ValueError(f"is no scheduler of diffusers that is known here{hint}")
+        return name
+
+    def requires(self) -> Requirements:
+        if self.scheduler in BOTH:
+            flow = self.options.get("use_flow_sigmas") is True
+            return {"backend": {"rectified-flow" if flow else "solver-schedulers"}}
+        return {"backend": {"rectified-flow" if self.scheduler in RECTIFIED_FLOW else "variance-preserving"}}
+
+    def remedies(self) -> dict[str, str]:
+        flow = "'FlowMatchEulerDiscreteScheduler' and its relatives draw rectified flows"
+        options = '{ use_flow_sigmas = true, prediction_type = "flow_prediction", flow_shift = <the model\'s shift> }'
+        return {
+            "variance-preserving": f"'{self.scheduler}' is of models that predict noise; {flow}",
+            "rectified-flow": f"'{self.scheduler}' is of rectified flows; 'EulerDiscreteScheduler' and its relatives"
+            " are of models that predict noise",
+            "solver-schedulers": f"for a rectified flow, '{self.scheduler}' needs options = {options}",
+        }
+
     def evaluations(self) -> int:
         return self.steps
 
@@ -227,3 +254,9 @@ class FlowSdeConfig(SamplerConfig):
 
     def evaluations(self) -> int:
         return self.steps
+
+    def requires(self) -> Requirements:
+        return {"backend": {"rectified-flow"}}
+
+    def remedies(self) -> dict[str, str]:
+        return {"rectified-flow": "'ddim' with eta > 0 is stochastic on any model"}

@@ -12,5 +12,5 @@ def t2ialign_backends(register: Register) -> None:
         "t2ialign_zimage.backend:ZImage",
         config=ZImageConfig,
         summary="Z-Image 6B: Turbo in about 8 steps, or the base model",
-        provides={"diffusion", "denoiser", "lora", "differentiable", "multi-step"},
+        provides={"diffusion", "denoiser", "lora", "differentiable", "multi-step", "rectified-flow"},
     )
