@@ -5,13 +5,15 @@ python tools/docs_tables.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from t2ialign.config import Config
 from t2ialign.idle import Idle
 from t2ialign.plugins import registry
 from t2ialign.remarks.tables import IDLE
+from t2ialign_diffusers.config import LATENT_KEYS
 from t2ialign_solvers.scheduler_classes import BOTH, DRAWN, RECTIFIED_FLOW, REFUSED
 
 ROOT = Path(__file__).parents[1]
@@ -87,8 +89,140 @@ def scheduler_page() -> str:
     return "\n".join([*lines, ""])
 
 
+PATH, GRID = "used: noise of every time", "used: times of the steps"
+ALONE = 'used by `sampler.kind = "diffusers"` alone; the other samplers take steps of their own'
+SHIFT = (
+    "used: shift of a flow's times, where it is dynamic by the size of the image; FLUX.2 klein has its pipeline's own"
+)
+#: Keys of the schedulers that are drawn -> what is done with them.
+SCHEDULER_KEYS = {
+    **dict.fromkeys(("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"), PATH),
+    **dict.fromkeys(("rescale_betas_zero_snr", "snr_shift_scale"), PATH),
+    "prediction_type": "used: what the network's output means",
+    **dict.fromkeys(("timestep_spacing", "steps_offset", "set_alpha_to_one", "final_sigmas_type"), GRID),
+    **dict.fromkeys(("lambda_min_clipped", "use_lu_lambdas", "interpolation_type", "timestep_type"), GRID),
+    **dict.fromkeys(("sigma_min", "sigma_max"), GRID),
+    **dict.fromkeys(
+        ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+        f'{GRID}; of FLUX, Qwen-Image and Z-Image by `sampler.kind = "diffusers"` alone',
+    ),
+    "invert_sigmas": ALONE,
+    "use_flow_sigmas": "used: the model is a rectified flow",
+    **dict.fromkeys(("shift", "flow_shift", "base_shift", "max_shift", "base_image_seq_len"), SHIFT),
+    **dict.fromkeys(("max_image_seq_len", "use_dynamic_shifting", "time_shift_type"), SHIFT),
+    "shift_terminal": "used: the last time before 0",
+    **dict.fromkeys(("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio"), ALONE),
+    **dict.fromkeys(("sample_max_value", "algorithm_type", "solver_order", "solver_type", "solver_p"), ALONE),
+    **dict.fromkeys(("lower_order_final", "euler_at_final", "disable_corrector", "predict_x0"), ALONE),
+    **dict.fromkeys(("predictor_order", "corrector_order", "tau_func", "skip_prk_steps", "variance_type"), ALONE),
+    **dict.fromkeys(("stochastic_sampling", "original_inference_steps", "timestep_scaling"), ALONE),
+    **dict.fromkeys(("scale_factors", "upscale_mode"), ALONE),
+}
+BUILDS = "used: builds the module, as in diffusers"
+TILES = "the size of tiles with `vae_tiling`, else nothing"
+UPCAST = "`vae_dtype` decides: float32 beside a float16 network unless told otherwise"
+#: Keys of the other components with an effect beyond the module itself -> what is done with them.
+COMPONENT_KEYS = {
+    "AutoencoderDC": {},
+    "AutoencoderKL": {"sample_size": TILES, "force_upcast": UPCAST},
+    "AutoencoderKLFlux2": {
+        "sample_size": TILES,
+        "batch_norm_eps": "used: part of the latents' deviation",
+        "batch_norm_momentum": "training of the autoencoder alone",
+    },
+    "AutoencoderKLQwenImage": {"dropout": "training of the autoencoder alone"},
+    "AutoencoderTiny": {
+        "scaling_factor": "used on latents",
+        "shift_factor": "used on latents",
+        "latent_magnitude": "the pipelines' own previews alone",
+        "latent_shift": "the pipelines' own previews alone",
+        "force_upcast": UPCAST,
+    },
+    "UNet2DConditionModel": {
+        "sample_size": "used: the usual `image_size`",
+        "time_cond_proj_dim": "used: guidance is an input of the network, so that there is no second branch",
+    },
+    "PixArtTransformer2DModel": {
+        "sample_size": "used: the usual `image_size`, and the scale of positions",
+        "use_additional_conditions": "used: resolution and aspect ratio are inputs",
+    },
+    "SD3Transformer2DModel": {"sample_size": "used: the usual `image_size`"},
+    "FluxTransformer2DModel": {"guidance_embeds": "used: `distilled_guidance` is an input"},
+    "Flux2Transformer2DModel": {},
+    "QwenImageTransformer2DModel": {},
+    "SanaTransformer2DModel": {
+        "sample_size": "used: the usual `image_size`",
+        "guidance_embeds": "used: guidance is an input (Sana Sprint)",
+    },
+    "ZImageTransformer2DModel": {},
+}
+
+
+def configuration_page() -> str:
+    """Every configuration key of the components of checkpoints."""
+    import diffusers
+
+    lines = [
+        "# Configurations of checkpoints",
+        "",
+        MADE,
+        "",
+        "What is done with every key that the classes of the pinned diffusers take. Keys that a class does not take"
+        " change nothing there either. A text encoder and its tokenizer are built and called by diffusers' pipeline.",
+        "",
+        "## Schedulers",
+        "",
+        "| keys | what is done with them |",
+        "|---|---|",
+    ]
+    found = {key for name in DRAWN for key in keys_of(getattr(diffusers, name))}
+    lines += grouped((key, SCHEDULER_KEYS[key]) for key in sorted(found))
+    for name, special in COMPONENT_KEYS.items():
+        lines += ["", f"## {name}", "", "| keys | what is done with them |", "|---|---|"]
+        lines += grouped((key, special.get(key) or latent_key(name, key)) for key in keys_of(getattr(diffusers, name)))
+    return "\n".join([*lines, ""])
+
+
+def grouped(found: Iterable[tuple[str, str]]) -> list[str]:
+    """Rows of a table, one for all keys with which the same is done."""
+    rows: dict[str, list[str]] = {}
+    for key, done in found:
+        rows.setdefault(done, []).append(f"`{key}`")
+    return [f"| {', '.join(keys)} | {done} |" for done, keys in rows.items()]
+
+
+def keys_of(component: type) -> list[str]:
+    return [name for name in inspect.signature(component.__init__).parameters if name not in ("self", "kwargs")]
+
+
+def latent_key(name: str, key: str) -> str:
+    """What is done with a key of an autoencoder that is about latents; any other key builds the module."""
+    if key not in LATENT_KEYS:
+        return BUILDS
+    kinds = [kind for kind, part in sorted(registry().parts["backend"].items()) if autoencoder_of(kind, part) == name]
+    heeding = [kind for kind in kinds if key in registry().parts["backend"][kind].config.latent_keys]
+    used = f"used on latents by {', '.join(f'`{kind}`' for kind in heeding)}" if heeding else "used by none"
+    return used if len(heeding) == len(kinds) else f"{used}; refused in `validate` by the others"
+
+
+def autoencoder_of(kind: str, part: object) -> str | None:
+    """Class of a diffusers backend's autoencoder."""
+    if not hasattr(part.config, "latent_keys"):  # type: ignore[attr-defined]
+        return None
+    return {
+        "sana": "AutoencoderDC",
+        "sana-sprint": "AutoencoderDC",
+        "qwen-image": "AutoencoderKLQwenImage",
+        "flux2-klein": "AutoencoderKLFlux2",
+    }.get(kind, "AutoencoderKL")
+
+
 #: File below docs/ -> what makes its text.
-PAGES = {"reference/idle.md": idle_page, "reference/schedulers.md": scheduler_page}
+PAGES = {
+    "reference/idle.md": idle_page,
+    "reference/schedulers.md": scheduler_page,
+    "reference/configurations.md": configuration_page,
+}
 
 
 def main() -> None:

@@ -76,6 +76,15 @@ CASES = {
         Ddim(DdimConfig(steps=4)),
         {"num_inference_steps": 4, "guidance_scale": 7.5, "negative_prompt": ["a green square"] * 3},
     ),
+    "sd15-guidance-input": Case(
+        "sd-lcm",
+        ddim(),
+        StableDiffusion,
+        configs.Sd15Config,
+        {"guidance_scale": 3.0},
+        Ddim(DdimConfig(steps=4)),
+        {"num_inference_steps": 4, "guidance_scale": 3.0},
+    ),
     "sd15-euler": Case(
         "sd",
         euler(timestep_spacing="leading", steps_offset=1),
@@ -191,6 +200,15 @@ CASES = {
     "sd3": Case(
         "sd3",
         diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        StableDiffusion3,
+        configs.Sd3Config,
+        {"max_sequence_length": 16},
+        Euler(OdeConfig(steps=4)),
+        {"num_inference_steps": 4, "guidance_scale": 4.5, "max_sequence_length": 16},
+    ),
+    "sd3-dynamic-shift": Case(
+        "sd3",
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="linear"),
         StableDiffusion3,
         configs.Sd3Config,
         {"max_sequence_length": 16},

@@ -70,7 +70,7 @@ def t5(width: int = 32) -> Any:
     return T5EncoderModel(config).eval()
 
 
-def kl_vae(scale: float, shift: float | None = None, quant: bool = True) -> Any:
+def kl_vae(scale: float, shift: float | None = None, quant: bool = True, **options: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -84,6 +84,7 @@ def kl_vae(scale: float, shift: float | None = None, quant: bool = True) -> Any:
         shift_factor=shift,
         use_quant_conv=quant,
         use_post_quant_conv=quant,
+        **options,
     )
 
 
@@ -138,11 +139,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def pipeline(family: str, scheduler: Any) -> Any:
     import diffusers
 
-    if family == "sd":
+    if family in ("sd", "sd-lcm"):
         return diffusers.StableDiffusionPipeline(
             tokenizer=tokenizer(),
             text_encoder=clip(),
-            unet=unet(),
+            unet=unet(time_cond_proj_dim=16 if family == "sd-lcm" else None),
             vae=kl_vae(0.18215),
             scheduler=scheduler,
             safety_checker=None,
@@ -156,7 +157,7 @@ def pipeline(family: str, scheduler: Any) -> Any:
             tokenizer_2=tokenizer(),
             text_encoder_2=clip(projected=True),
             unet=xl_unet(),
-            vae=kl_vae(0.13025),
+            vae=kl_vae(0.13025, latents_mean=[0.3, -0.2, 0.1, 0.0], latents_std=[0.5, 1.5, 0.9, 1.2]),
             scheduler=scheduler,
             add_watermarker=False,
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 from sd.cases import CASES
 
-from t2ialign import SpecError
+from t2ialign import SpecError, UsageError
 from t2ialign.spec.parse import parse
+from t2ialign_sd.config import Sd15Config
+from t2ialign_sd.unet import StableDiffusion
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
 NEEDED = {"epd": {"steps": 4}, "diffusers": {"scheduler": "UniPCMultistepScheduler"}}
@@ -113,3 +117,15 @@ def test_sizes_are_checked_without_torch(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "backend.image_size = [1000, 1024]: height and width must be multiples of 16" in done.stderr
     assert "nearest: [992, 1024]" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["shift_factor", "latents_mean"])
+def test_an_autoencoder_of_another_kind_of_model_is_refused(key, build, tmp_path):
+    checkpoint = shutil.copytree(build("sd", CASES["sd15-ddim"].scheduler), tmp_path / "checkpoint")
+    file = checkpoint / "vae/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: [0.5] * 4 if key == "latents_mean" else 0.5}))
+    options = {"checkpoint": str(checkpoint)}
+    with pytest.raises(SpecError, match=f"vae/config.json has {key} = .*passes over"):
+        spec_of("sd15", "ddim", tmp_path, options)
+    with pytest.raises(UsageError, match=key):
+        StableDiffusion(Sd15Config(**options))

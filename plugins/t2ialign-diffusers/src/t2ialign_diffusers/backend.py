@@ -30,7 +30,7 @@ from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_diffusers.cards import DECODER_LORA_FILE, CardCalls
 from t2ialign_diffusers.compilation import compile_blocks, compile_forward
-from t2ialign_diffusers.config import DiffusersConfig
+from t2ialign_diffusers.config import DiffusersConfig, unheeded
 from t2ialign_diffusers.decoding import Decoding
 from t2ialign_diffusers.folder import check_complete, open_checkpoint, open_outline, read_json
 from t2ialign_diffusers.lora_names import Originals, to_kohya, to_modules
@@ -98,6 +98,8 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
                 self.weightless,
                 config.variant,
             )
+        if wrong := unheeded(self.component_config("vae"), config.latent_keys):
+            raise UsageError(f"backend.checkpoint = '{config.checkpoint}': {wrong}")
 
     @property
     def compiled(self) -> bool:

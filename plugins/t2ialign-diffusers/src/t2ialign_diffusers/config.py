@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from t2ialign.config import CHECKPOINT, LORA, BackendConfig, Config, LoraFormat
-from t2ialign.foreign import read_object
+from t2ialign.foreign import read_object, shown
 from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.sizes import ImageSize, off_grid
@@ -50,6 +50,21 @@ def decoder_misfit(decoder: Path | None, checkpoint: Path | None) -> str:
     if scale != (factor := vae_factor(real)):
         return f"makes images {scale} times as large as latents, and the checkpoint's own decoder {factor} times"
     return ""
+
+
+#: Keys of autoencoders by which pipelines make the autoencoder's latents of the network's.
+LATENT_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+def unheeded(vae: Mapping[str, Any], heeded: Collection[str]) -> str:
+    """What an autoencoder's configuration asks for that the pipeline passes over; "" if nothing."""
+    others = [f"{key} = {vae[key]}" for key in LATENT_KEYS if vae.get(key) and key not in heeded]
+    if not others:
+        return ""
+    return (
+        f"vae/config.json has {shown(', '.join(others), 80)}, which this kind of pipeline passes over (it heeds"
+        f" {', '.join(heeded)}): the autoencoder is of another kind of model"
+    )
 
 
 def _settings(file: Path) -> dict[str, Any]:
@@ -125,6 +140,8 @@ class DiffusersConfig(BackendConfig):
     packing: ClassVar[int] = 1
     #: Height and width are multiples of this in the released checkpoints.
     released_multiple: ClassVar[int] = 8
+    #: Keys of the autoencoder's configuration that the pipeline applies to latents.
+    latent_keys: ClassVar[tuple[str, ...]] = ("scaling_factor",)
 
     variant: str | None = Field(
         None,
@@ -241,6 +258,8 @@ class DiffusersConfig(BackendConfig):
         found = {"decoder": self.decoder and decoder_misfit(checkpoints.on_disk(self.decoder), self.folder())}
         if self.image_size is not None and (allowed := self.sides()):
             found["image_size"] = off_grid(self.image_size, *allowed)
+        if folder := self.folder():
+            found["checkpoint"] = unheeded(_settings(folder / "vae" / "config.json"), self.latent_keys)
         return super().misfits() | {name: wrong for name, wrong in found.items() if wrong}
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:

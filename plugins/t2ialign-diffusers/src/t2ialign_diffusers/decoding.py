@@ -48,8 +48,7 @@ class Decoding:
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = self.draft_decoder if self._drafting else self.pipeline.vae
-        scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        scaled = scaled.to(vae.dtype)
+        scaled = _unscaled(latents, vae.config).to(vae.dtype)
         each = self.config.vae_micro_batch or len(scaled)
         pixels = torch.cat([vae.decode(scaled[rows], return_dict=False)[0] for rows in split(len(scaled), each)])
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
@@ -95,3 +94,16 @@ class Decoding:
             if self.config.compile != "none":
                 compile_forward(model.decoder, self.config.compile, self.config.compile_fullgraph)
         return model
+
+
+def _unscaled(latents: Tensor, config: Any) -> Tensor:
+    """The autoencoder's latents of the network's, whose channels have mean 0 and deviation 1, or nearly.
+
+    Which of the keys a pipeline heeds is checked before: ``DiffusersConfig.latent_keys``.
+    """
+    shift: Any = getattr(config, "shift_factor", None) or 0.0
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:  # per channel
+        shift, deviation = (torch.tensor(numbers, device=latents.device).view(-1, 1, 1) for numbers in (mean, std))
+        latents = latents * deviation
+    return latents / config.scaling_factor + shift

@@ -38,25 +38,29 @@ def flow_path(scheduler: Any, own_grid: bool, shift: float | None = None) -> Flo
     if terminal := config.get("shift_terminal"):
         path.grid = cache(lambda steps: _stretched(path, steps, terminal))
     if own_grid:
-        path.grid = cache(lambda steps: _grid(path, scheduler, steps))
+        mu = {}
+        if shift is not None and config.get("use_dynamic_shifting"):
+            mu = {"mu": shift if config.get("time_shift_type") == "linear" else math.log(shift)}
+        path.grid = cache(lambda steps: _grid(path, scheduler, steps, **mu))
     path.scheduler_config = dict(config)
     return path
 
 
-def dynamic_shift(scheduler: Any, latent_shape: tuple[int, ...]) -> float | None:
-    """e^mu with mu linear in the number of 2 x 2 patches, as in FLUX.1-dev; None for a scheduler with a fixed shift."""
+def dynamic_shift(scheduler: Any, latent_shape: tuple[int, ...], patch: int = 2) -> float | None:
+    """The shift of so many patches, e^mu with mu linear in them, as in FLUX.1-dev; None where it is fixed."""
     settings = scheduler.config
     if not settings.get("use_dynamic_shifting"):
         return None
-    patches = latent_shape[-2] * latent_shape[-1] / 4
+    patches = latent_shape[-2] * latent_shape[-1] / patch**2
     fraction = (patches - settings.base_image_seq_len) / (settings.max_image_seq_len - settings.base_image_seq_len)
-    return math.exp(settings.base_shift + fraction * (settings.max_shift - settings.base_shift))
+    mu = settings.base_shift + fraction * (settings.max_shift - settings.base_shift)
+    return float(mu) if settings.get("time_shift_type") == "linear" else math.exp(mu)
 
 
-def _grid(path: DiffusionPath, scheduler: Any, steps: int) -> Tensor:
+def _grid(path: DiffusionPath, scheduler: Any, steps: int, **options: float) -> Tensor:
     """Times at which the scheduler would evaluate the network, and where it ends."""
     ours = _copy(scheduler)
-    ours.set_timesteps(steps)
+    ours.set_timesteps(steps, **options)
     if hasattr(ours, "sigmas"):  # in the form x0 + sigma eps, or t itself for a flow: the path's variable
         return path.time(torch.unique_consecutive(ours.sigmas.double().cpu())).float()
     end = path.t_end if float(getattr(ours, "final_alpha_cumprod", 1.0)) == 1.0 else 0.0

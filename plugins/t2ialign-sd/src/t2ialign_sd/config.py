@@ -16,6 +16,8 @@ from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit
 from t2ialign_diffusers.config import GuidedConfig
 
+#: SDXL's pipeline can move latents channel by channel.
+XL_LATENTS = ("scaling_factor", "latents_mean", "latents_std")
 CHECKPOINT_TEXT = "hub id, local folder, or 'pkg:<package>/<path>'"
 
 
@@ -55,6 +57,7 @@ class SdTurboConfig(UnetConfig):
 class SdxlConfig(UnetConfig):
     """``kind = "sdxl"``."""
 
+    latent_keys: ClassVar[tuple[str, ...]] = XL_LATENTS
     checkpoint: Checkpoint = Field("stabilityai/stable-diffusion-xl-base-1.0", description=CHECKPOINT_TEXT)
     guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance; at most 1 switches it off")
 
@@ -62,6 +65,7 @@ class SdxlConfig(UnetConfig):
 class SdxlTurboConfig(UnetConfig):
     """``kind = "sdxl-turbo"``."""
 
+    latent_keys: ClassVar[tuple[str, ...]] = XL_LATENTS
     usual_steps: ClassVar[int] = 1
     checkpoint: Checkpoint = Field("stabilityai/sdxl-turbo", description=CHECKPOINT_TEXT)
 
@@ -69,6 +73,7 @@ class SdxlTurboConfig(UnetConfig):
 class HyperSdConfig(UnetConfig):
     """``kind = "hyper-sd"``."""
 
+    latent_keys: ClassVar[tuple[str, ...]] = XL_LATENTS
     usual_steps: ClassVar[int] = 1
     checkpoint: Checkpoint = Field(
         "stabilityai/stable-diffusion-xl-base-1.0", description=f"{CHECKPOINT_TEXT} of all but the UNet's weights"
@@ -126,6 +131,7 @@ class PixArtSigmaConfig(PixArtConfig):
 class Sd3Config(GuidedConfig):
     """``kind = "sd3"``."""
 
+    latent_keys: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     released_multiple: ClassVar[int] = 16
     checkpoint: Checkpoint = Field("stabilityai/stable-diffusion-3.5-medium", description=CHECKPOINT_TEXT)
     guidance_scale: float = Field(4.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
@@ -152,6 +158,7 @@ class Sd3Config(GuidedConfig):
 class FluxConfig(GuidedConfig):
     """``kind = "flux"``."""
 
+    latent_keys: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     usual_steps: ClassVar[int] = 4
     packing: ClassVar[int] = 2
     released_multiple: ClassVar[int] = 16
@@ -254,6 +261,7 @@ class Flux2Config(GuidedConfig):
 class QwenImageConfig(GuidedConfig):
     """``kind = "qwen-image"``."""
 
+    latent_keys: ClassVar[tuple[str, ...]] = ("latents_mean", "latents_std")
     released_multiple: ClassVar[int] = 16
     checkpoint: Checkpoint = Field("Qwen/Qwen-Image", description=CHECKPOINT_TEXT)
     guidance_scale: float = Field(

@@ -12,7 +12,7 @@ from t2ialign import BackendInfo
 from t2ialign.storage.embeds import Row
 from t2ialign.tensors.paths import FlowPath
 from t2ialign_diffusers.guided import GuidedBackend
-from t2ialign_diffusers.scheduler import flow_path
+from t2ialign_diffusers.scheduler import dynamic_shift, flow_path
 from t2ialign_sd.config import Sd3Config
 from t2ialign_sd.unet import CLIP_TOKENS
 
@@ -39,7 +39,9 @@ class StableDiffusion3(GuidedBackend):
 
     @cached_property
     def path(self) -> FlowPath:
-        return flow_path(self.scheduler, own_grid=True)
+        patch = self.component_config("transformer")["patch_size"]
+        shift = dynamic_shift(self.scheduler, self.info.latent_shape, patch)
+        return flow_path(self.scheduler, own_grid=True, shift=shift)
 
     @property
     def prediction_type(self) -> str:

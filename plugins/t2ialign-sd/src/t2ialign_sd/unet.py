@@ -71,10 +71,24 @@ class StableDiffusion(GuidedBackend):
         return self.trainable(
             x.to(self.network_dtype),
             t,
+            timestep_cond=self.guidance_input(len(x)),
             encoder_hidden_states=tensors["prompt_embeds"].to(self.network_dtype),
             added_cond_kwargs=self.added_conditions(tensors),
             return_dict=False,
         )[0].float()
+
+    @property
+    def cfg_scale(self) -> float:
+        """1 where guidance is an input of the network, as in latent consistency models."""
+        return 1.0 if self.component_config("unet").get("time_cond_proj_dim") else self.config.guidance_scale
+
+    def guidance_input(self, count: int) -> Tensor | None:
+        """The guidance scale as such a network takes it, (count, width)."""
+        width = self.component_config("unet").get("time_cond_proj_dim")
+        if width is None:
+            return None
+        scale = torch.full((count,), self.config.guidance_scale - 1, device="cpu")
+        return self.pipeline.get_guidance_scale_embedding(scale, width).to(self.device, self.network_dtype)
 
     def added_conditions(self, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """What the UNet gets besides the text sequence."""

@@ -15,6 +15,7 @@ from t2ialign_diffusers.config import GuidedConfig
 class ZImageConfig(GuidedConfig):
     """``kind = "z-image"``."""
 
+    latent_keys: ClassVar[tuple[str, ...]] = ("scaling_factor", "shift_factor")
     usual_steps: ClassVar[int] = 8
     packing: ClassVar[int] = 2
     released_multiple: ClassVar[int] = 16
