@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import re
@@ -157,7 +158,6 @@ def resolve(
     if not looks_like_hub_id(reference):
         raise UsageError(f"checkpoint '{reference}' {check(reference)}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     edition = f"{reference}@{revision or 'main'}"
     try:
@@ -165,20 +165,51 @@ def resolve(
         folder = Path(snapshot_download(reference, revision=chosen, allow_patterns=list(patterns)))
         commits.setdefault(edition, folder.name)  # <cache>/models--owner--name/snapshots/<commit>
         return folder
-    except GatedRepoError as error:
-        raise UsageError(
-            f"checkpoint '{reference}' is gated: accept its licence at https://huggingface.co/{reference},"
-            " then run 'hf auth login'"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UsageError(
-            f"checkpoint '{reference}': no such repository on the hub (or it is private: 'hf auth login')"
-        ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise UsageError(
-            f"checkpoint '{reference}' is not in the local hub cache and the hub cannot be reached"
-            f" ({type(error).__name__}); give a local folder, or connect once"
-        ) from error
+    except OSError as error:  # every error of the hub's client is one
+        raise UsageError(f"checkpoint '{reference}'{_hub_fault(error, reference, revision)}") from error
+
+
+def _hub_fault(error: BaseException, reference: str, revision: str | None) -> str:
+    """What kept the hub's client from a repository, and what to do; it wraps its faults in one another."""
+    from huggingface_hub import constants, errors
+
+    faults = [error]
+    while found := faults[-1].__cause__ or faults[-1].__context__:
+        faults.append(found)
+
+    def has(*kinds: type[BaseException]) -> BaseException | None:
+        return next((fault for fault in faults if isinstance(fault, kinds)), None)
+
+    if has(errors.GatedRepoError):
+        page = f"https://huggingface.co/{reference}"
+        return f" is gated: accept its licence at {page}, then run 'hf auth login'"
+    if has(errors.RepositoryNotFoundError):
+        return ": no such repository on the hub (or it is private: 'hf auth login')"
+    if has(errors.RevisionNotFoundError):
+        return f": no revision '{revision}'{_revisions(reference)}"
+    if (fault := has(PermissionError, NotADirectoryError, FileExistsError)) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT) and (fault := error)
+    ):
+        return f": the hub's cache {constants.HF_HUB_CACHE} cannot be written ({fault}); HF_HOME names another folder"
+    absent = " is not in the local hub cache and"
+    if has(errors.OfflineModeIsEnabled):
+        return f"{absent} HF_HUB_OFFLINE keeps the hub from being asked; unset it once, or give a local folder"
+    return (
+        f"{absent} the hub cannot be reached ({constants.ENDPOINT}: {type(faults[-1]).__name__}); give a local folder,"
+        " or connect once"
+    )
+
+
+def _revisions(reference: str) -> str:
+    """Those that a repository has, as far as the hub tells."""
+    from huggingface_hub import HfApi
+
+    try:
+        refs = HfApi().list_repo_refs(reference)
+    except OSError:
+        return ""
+    names = [ref.name for ref in [*refs.branches, *refs.tags]]
+    return f"; it has {', '.join(map(repr, names[:8]))}{', ...' if names[8:] else ''}" if names else ""
 
 
 def fingerprint(folder: Path, parts: Iterable[str]) -> str:
