@@ -154,6 +154,11 @@ CASES: list[tuple[str, Tables, Tables]] = [
         back(lora={"init_prompts": 8, "init": "activations"}),
     ),
     ("backend.lora.rank", back(lora={"rank": 8, "start": "a/b"}), back(lora={"rank": 8})),
+    (
+        "backend.image_size",
+        back(image_size=[24, 32]) | of("reward", "clipscore", model=CLIP),
+        back(image_size=[24, 32]) | of("reward", "clipscore", model=CLIP, resize="letterbox"),
+    ),
     ("backend.vae_micro_batch", back(vae_micro_batch=2, vae_slicing=True), back(vae_micro_batch=2)),
     ("backend.vae_micro_batch", back(vae_micro_batch=900), back(vae_micro_batch=2)),
     (

@@ -14,7 +14,7 @@ from t2ialign.config import CHECKPOINT, LORA, BackendConfig, Config, LoraFormat
 from t2ialign.foreign import read_object, shown
 from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
-from t2ialign.sizes import ImageSize, off_grid
+from t2ialign.sizes import ImageSize, height_width, off_grid
 from t2ialign.spec import checkpoints
 from t2ialign_diffusers.sizes import sides, vae_factor
 
@@ -126,6 +126,15 @@ class DiffusersConfig(BackendConfig):
             "the optimizer has no backward pass through the decoder",
             lambda own, spec: spec.keeps == "network" and "decoder" in own.gradient_checkpointing,
             "leave 'decoder' out",
+        ),
+        Idle(
+            "image_size",
+            "a reward crops to the middle square, and does not see the ends of such images",
+            lambda own, spec: (
+                len(set(height_width(own.image_size))) > 1
+                and any(getattr(reward.config, "resize", None) == "crop" for reward in spec.rewards)
+            ),
+            "set its resize to 'letterbox' or 'stretch'",
         ),
         Idle("lora_decoder", "the optimizer trains no LoRA", lambda own, spec: not spec.uses_lora),
         Idle(
