@@ -79,7 +79,11 @@ def fetched(name, environment, made=False):
         f"try: checkpoints.resolve('owner/{name}', 'v9')\nexcept UsageError as error: print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_PROXY": "127.0.0.1", **environment},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
