@@ -134,8 +134,8 @@ COMPONENT_KEYS = {
     "AutoencoderTiny": {
         "scaling_factor": "used on latents",
         "shift_factor": "used on latents",
-        "latent_magnitude": "the pipelines' own previews alone",
-        "latent_shift": "the pipelines' own previews alone",
+        "latent_magnitude": "used by none: it scales latents to bytes and back",
+        "latent_shift": "used by none: it scales latents to bytes and back",
         "force_upcast": UPCAST,
     },
     "UNet2DConditionModel": {
