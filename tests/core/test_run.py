@@ -122,7 +122,7 @@ from t2ialign.spec import parse
 from t2ialign.testing import installed, toy
 slow = toy.RandomSearch.step
 def step(self, index):
-    time.sleep(0.05)
+    time.sleep(600 if index >= int(sys.argv[3]) else 0.05)
     return slow(self, index)
 toy.RandomSearch.step = step
 path = pathlib.Path(sys.argv[2])
@@ -131,9 +131,11 @@ with installed():
 """
 
 
-def child(command: str, path: Path) -> subprocess.Popen[bytes]:
+def child(command: str, path: Path, until: int = 1000) -> subprocess.Popen[bytes]:
+    """A process that runs or resumes, and waits to be killed before step ``until``."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", CHILD, command, str(path)], env=environment, stderr=subprocess.PIPE)
+    arguments = [sys.executable, "-c", CHILD, command, str(path), str(until)]
+    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
@@ -144,14 +146,14 @@ def test_kill_nine_at_random_moments(toy_spec):
     path.write_text(path.read_text().replace('name = "whole"', 'name = "killed"'))
     victim = whole.path.parent / "killed"
     moments = random.Random(7)
-    process, kills = child("run", path), 0
+    process, kills = child("run", path, until=19), 0
     while process.poll() is None:
         if kills < 3 and (victim / "metrics.jsonl").exists():
             time.sleep(moments.uniform(0.05, 0.6))
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
-            process = child("resume", victim)
+            process = child("resume", victim, until=19 if kills < 3 else 1000)
             time.sleep(moments.uniform(1.0, 4.0))
         time.sleep(0.02)
     assert process.returncode == 0, process.stderr and process.stderr.read().decode()

@@ -32,7 +32,7 @@ def test_the_first_line_comes_at_once_and_the_last_ones_say_what_it_took_and_wha
     whole = time.monotonic() - started
     assert process.returncode == 0, rest
     assert first == f"reading {spec}\n"
-    assert early < max(1.0, whole / 8)  # a busy machine takes its time for everything
+    assert early < max(1.0, whole / 4)  # a busy machine takes its time for everything
     run = tmp_path / "runs" / "spec"
     assert re.search(r"took \d+ (s|min \d+ s), peak memory [\d,]+ MB", out)
     assert "report.html" in out
