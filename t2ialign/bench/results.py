@@ -187,7 +187,8 @@ def caption(summary: Mapping[str, Any]) -> str:
     return (
         f"{summary['suite']}: {summary['prompts']} prompts, {summary['images']} images of every variant, shared seeds;"
         f" mean ± half of the 95 % interval over prompts; ↑ ↓: the 95 % interval of the difference from {base}, on the"
-        " same prompts and seeds, leaves out 0, ≈: it does not; evaluations and seconds of one image, medians"
+        " same prompts and seeds, leaves out 0, ≈: it does not; evaluations and seconds (on a CPU: of its processor)"
+        " of one image, medians"
     )
 
 
