@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import tomllib
 
 import pytest
@@ -11,11 +13,21 @@ import torch
 import typer.testing
 from search.conftest import NOISY
 
+from t2ialign import cli
 from t2ialign.cli import app
 from t2ialign.problem.problem import assemble
 from t2ialign.spec import parse as specs
+from t2ialign.storage.image_files import read_image
+from t2ialign.testing.ranks import ranks
 
 FK = "fk-steering={particles = 4, lmbda = 20.0}"
+SEARCHES = [
+    FK,
+    "evo-search={population_size_schedule = [4, 3, 3], elite_size = 1}",
+    "zero-order={neighbours = 2}",
+    "image-select",
+    "dav-search={value_gradient = false, reward_unit = 'raw'}",
+]
 
 
 @pytest.fixture
@@ -33,11 +45,7 @@ def command(toy_spec, tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    "search",
-    [FK, "evo-search={population_size_schedule = [4, 3, 3], elite_size = 1}", "zero-order={neighbours = 2}",
-     "image-select", "dav-search={value_gradient = false, reward_unit = 'raw'}"],
-)  # fmt: skip
+@pytest.mark.parametrize("search", SEARCHES)
 def test_better_images_than_without(command, search):
     done = command("-p", "green", "-p", "a prompt of no file", "-n", "2", "--seed", "5", "--search", search)
     assert done.exit_code == 0, done.output
@@ -64,6 +72,31 @@ def test_the_same_image_in_any_company(command):
     assert command("-p", "red", "--seed", "1", "--search", FK, "--set", "run.micro_batch=1").exit_code == 0
     (alone,) = json.loads((command.out / "search.json").read_text())["images"]
     assert alone["toy-redness"] == pytest.approx(together[3]["toy-redness"], abs=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its ranks")
+@pytest.mark.parametrize("search", SEARCHES)
+def test_two_ranks_write_the_files_of_one(command, tmp_path, search):
+    """Three images: an uneven share. Batches of other sizes may round their sums otherwise, and nothing more."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for size, folder in enumerate(folders, 1):
+        words = ["-p", "green", "-p", "red", "-p", "a prompt of no file", "--seed", "3", "--search", search]
+
+        def work(rank: int, folder=folder, words=words) -> None:
+            sys.argv = ["t2ialign", "sample", str(command.path), "--out", str(folder), *words]
+            cli.main()
+
+        ended = ranks(size, work, tmp_path / "logs")
+        assert not any(ended.codes), ended.text
+        assert ended.text.count("3 images of 3 prompts") == 1
+    assert sorted(file.name for file in folders[0].iterdir()) == sorted(file.name for file in folders[1].iterdir())
+    one, two = (json.loads((folder / "search.json").read_text()) for folder in folders)
+    assert one["search"] == two["search"]
+    assert len(one["images"]) == 3
+    for first, second in zip(one["images"], two["images"], strict=True):
+        assert second == pytest.approx(first, abs=1e-4)  # texts are compared as they are
+        pixels, others = (read_image(folder / first["file"])[0] for folder in folders)
+        assert (pixels - others).abs().max() < 1.5 / 255
 
 
 @pytest.mark.parametrize(
