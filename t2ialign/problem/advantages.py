@@ -60,7 +60,7 @@ def centred_ranks(scores: Tensor, size: Tensor | None = None) -> Tensor:
         ordered = values.sort().values
         first = torch.searchsorted(ordered, values, side="left")
         last = torch.searchsorted(ordered, values, side="right") - 1
-        result[valid] = (first + last) / 2 / (len(values) - 1) - 0.5
+        result[valid] = (first + last).to(values) / 2 / (len(values) - 1) - 0.5
     return result.view_as(scores)
 
 

@@ -85,6 +85,11 @@ def zscore(scores: Tensor, size: Tensor, **_: float) -> Tensor:
     return standardised(scores.mean(1), 0, size.mean(), correction=1, eps=1e-8)
 
 
+def centred_scores(scores: Tensor, size: Tensor, **_: float) -> Tensor:
+    """s - mean of the members' means: the fitness itself, whose size decides that of the step."""
+    return centred(scores.mean(1), 0, size.mean())
+
+
 def zscore_biased(scores: Tensor, size: Tensor, **_: float) -> Tensor:
     """(s - mean) / sqrt(var + 1e-5) with the population variance: the form of the authors' JAX code."""
     s = scores.mean(1)
@@ -135,9 +140,9 @@ def nes(scores: Tensor, size: Tensor, **_: float) -> Tensor:
     n = int(alive.sum())
     if n < 2 or not bool((ranks.nan_to_num() != 0).any()):
         return 0 * means
-    order = torch.arange(n, device=means.device)
+    order = torch.arange(n, device=means.device).to(means)
     u = (math.log(n / 2 + 1) - (n - order).log()).clamp(min=0)
-    u = (u / u.sum() - 1 / n).to(means)
+    u = u / u.sum() - 1 / n
     ordered = means[alive].sort().values
     first = torch.searchsorted(ordered, means[alive], side="left")
     last = torch.searchsorted(ordered, means[alive], side="right")
@@ -179,6 +184,7 @@ def _mirrored(values: Tensor, count: int) -> Tensor:
 
 SHAPINGS: dict[str, Callable[..., Tensor]] = {
     "zscore": zscore,
+    "centred": centred_scores,
     "zscore-biased": zscore_biased,
     "group-centred": group_centred,
     "group-zscore": group_zscore,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,8 @@ class AdaptiveTrainer(ESTrainer):
     Args:
         sigma_learning_rate: how fast s changes; 0 leaves it.
         sigma_per: "entry", or "layer" for one s per parameter tensor.
+        max_change: largest relative change of s in one generation; None for no limit.
+        spread_min, spread_max: limits of s, which is 1 at the start.
         options: of ``ESTrainer``.
 
     Attributes:
@@ -35,15 +38,23 @@ class AdaptiveTrainer(ESTrainer):
         *,
         sigma_learning_rate: float,
         sigma_per: Literal["entry", "layer"] = "entry",
+        max_change: float | None = None,
+        spread_min: float = 0.0,
+        spread_max: float = math.inf,
         **options: Any,
     ) -> None:
         super().__init__(model, fitness_fn, rank=None, **options)
+        if max_change is not None and not 0 < max_change < 1:
+            raise ValueError(f"max_change must be between 0 and 1, not {max_change}")
+        if not 0 <= spread_min < spread_max:
+            raise ValueError(f"0 <= spread_min < spread_max is needed, not {spread_min} and {spread_max}")
         if sigma_learning_rate < 0:
             raise ValueError(f"sigma_learning_rate must not be negative, not {sigma_learning_rate}")
         if sigma_per not in ("entry", "layer"):
             raise ValueError(f"sigma_per is 'entry' or 'layer', not {sigma_per!r}")
         self.sigma_learning_rate = sigma_learning_rate
         self.sigma_per = sigma_per
+        self.max_change, self.spread_min, self.spread_max = max_change, spread_min, spread_max
         self.spread = {name: torch.ones_like(p) for name, p in self.centre.items()}
 
     def sample_perturbations(self, pairs: Sequence[int]) -> dict[str, Perturbation]:
@@ -60,8 +71,13 @@ class AdaptiveTrainer(ESTrainer):
         for name, s in self.spread.items():
             change = (squares[name] - fitness.values.mean() * s.square()) / s.square()  # mean_i f_i (z_i^2 - 1)
             change = change.mean() if self.sigma_per == "layer" else change
-            self.spread[name] = self.next_spread(s, change, count)
+            self.spread[name] = self._limited(s, self.next_spread(s, change, count))
         return update
+
+    def _limited(self, s: Tensor, new: Tensor) -> Tensor:
+        """The new s, within ``max_change`` of the old one and the limits; where these disagree, not above either."""
+        change = math.inf if self.max_change is None else self.max_change
+        return new.clamp((s * (1 - change)).clamp(min=self.spread_min), (s * (1 + change)).clamp(max=self.spread_max))
 
     def centre_gradient(self, mean: Tensor, count: int) -> Tensor:
         """From mean_i f_i s z_i to what the optimizer follows."""
@@ -86,9 +102,6 @@ class PGPETrainer(AdaptiveTrainer):
 
     g_mu = sigma mean_i f_i s z_i, and s grows by rate s mean_i f_i (z_i^2 - 1), at most by a fifth at once. With the
     default ClipUp and centred ranks this is the form of evotorch, in units of each layer.
-
-    Args:
-        max_change: largest relative change of s in one generation; None for no limit.
     """
 
     def __init__(
@@ -100,25 +113,20 @@ class PGPETrainer(AdaptiveTrainer):
         max_change: float | None = 0.2,
         **options: Any,
     ) -> None:
-        super().__init__(model, fitness_fn, sigma_learning_rate=sigma_learning_rate, **options)
-        if max_change is not None and not 0 < max_change < 1:
-            raise ValueError(f"max_change must be between 0 and 1, not {max_change}")
-        self.max_change = max_change
+        super().__init__(model, fitness_fn, sigma_learning_rate=sigma_learning_rate, max_change=max_change, **options)
 
     def centre_gradient(self, mean: Tensor, count: int) -> Tensor:
         return self.current_sigma * mean
 
     def next_spread(self, s: Tensor, change: Tensor, count: int) -> Tensor:
-        grown = s * (1 + self.sigma_learning_rate * change)
-        limit = self.max_change
-        return grown if limit is None else grown.clamp(s * (1 - limit), s * (1 + limit))
+        return s * (1 + self.sigma_learning_rate * change)
 
 
 class SNESTrainer(AdaptiveTrainer):
     """Separable natural evolution strategy (Schaul, Glasmachers and Schmidhuber 2011).
 
     With utilities u that sum to 0: mu grows by sum_i u_i sigma s z_i, and s by the factor
-    exp(eta / 2 sum_i u_i (z_i^2 - 1)).
+    exp(eta / 2 sum_i u_i (z_i^2 - 1)). Shaped fitness other than "nes" is divided by sum_i |f_i|, as in evotorch.
 
     Args:
         population_size: default 4 + floor(3 ln D) for D trained numbers.
@@ -148,6 +156,12 @@ class SNESTrainer(AdaptiveTrainer):
             else sigma_learning_rate,
             **(natural | options),
         )
+
+    def compute_update(self, fitness: Fitness) -> dict[str, Tensor]:
+        if self.shaping != "nes":
+            size = fitness.values.abs().sum()
+            fitness = replace(fitness, values=torch.where(size > 0, fitness.values / size, fitness.values))
+        return super().compute_update(fitness)
 
     def centre_gradient(self, mean: Tensor, count: int) -> Tensor:
         return self.current_sigma * count * mean
