@@ -9,17 +9,20 @@ from rich.table import Table
 from t2ialign.evaluation.comparison import caption, rows, short, table_header, table_rows
 
 WIDE = 100
+#: With further samplers, which have their cost beside them.
+WIDER = 140
 
 
 def comparison(summary: dict[str, Any], width: int = WIDE) -> Table:
-    """Base against tuned, the optimised rewards first; below ``WIDE`` columns without what the report has too."""
-    narrow = width < WIDE
+    """Base against tuned, the optimised rewards first; in few columns without what the report has too."""
+    narrow = width < (WIDER if "cost" in summary else WIDE)
     marks = "; * held out" if narrow and summary.get("held_out") else ""
     table = Table(title="base against tuned", caption=f"{caption(summary)}; ± one s.e. over prompts{marks}")
     lines = [table_header(summary), *table_rows(summary)]
     if narrow:
         at = lines[0].index("")
         lines = [_narrowed(line, at) for line in lines]
+        lines = _grouped(lines) if "cost" in summary else lines
     for column, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if column else "left", no_wrap=True)
     for line in lines[1:]:
@@ -31,6 +34,19 @@ def _narrowed(line: list[str], at: int) -> list[str]:
     """Without the column of arrows ``at``, which join the next one, and without the win rate's interval."""
     name, arrow = line[0].replace(" (held out)", " *"), line[at]
     return [name, *line[1:at], f"{line[at + 1]} {arrow}".strip(), line[at + 2].partition(" (")[0], *line[at + 3 :]]
+
+
+def _grouped(lines: list[list[str]]) -> list[list[str]]:
+    """The base of every reward on a line of its own, and under it the variants without what an image of them cost."""
+    header, *rest = lines
+    name, base, mean = (header.index(word) for word in ("reward", "base", "mean"))
+    variant, blank = header.index("variant"), [""] * (len(header) - mean - 1)
+    grouped = [["reward", "mean", *header[mean + 1 :]]]
+    for before, line in zip([None, *rest], rest, strict=False):
+        if before is None or before[name] != line[name]:
+            grouped.append([line[name], line[base], *blank])
+        grouped.append([f"  {line[variant]}", *line[mean:]])
+    return grouped
 
 
 def side_by_side(summaries: dict[str, dict[str, Any]], shared: bool) -> Table:

@@ -195,6 +195,25 @@ def test_a_table_fits_a_narrow_terminal():
         assert "↑" in text
 
 
+def test_a_table_of_several_samplers_fits_a_narrow_terminal():
+    names, variants = ["clip", "shapes-exact"], ["base", "tuned", "ddim-8", "dpmpp-2m-8"]
+    numbers = [5.736, 6.113, 5.9] * 63
+    scores = {
+        variant: dict.fromkeys(names, tuple(x + i * (x - 5.5) for x in numbers)) for i, variant in enumerate(variants)
+    }
+    summary = summarise(scores, [str(n) for n in range(189)], names, held_out=names[1:])
+    summary["cost"] = {variant: {"evaluations": 8, "depth": 8} for variant in variants}
+    shown = {}
+    for width in (80, 160):
+        console = Console(width=width, file=io.StringIO())
+        console.print(tables.comparison(summary, console.width))
+        shown[width] = console.file.getvalue()
+        assert "…" not in shown[width]
+        assert all(shown[width].count(variant) == 2 for variant in variants[2:])
+    assert "evaluations" in shown[160]
+    assert "evaluations" not in shown[80]  # the report has them
+
+
 def test_small_numbers_show_their_error():
     summary = summarise({"base": {"r": [0.0] * 3}, "tuned": {"r": [1e-5, 2e-5, 3e-5]}}, list("abc"), ["r"])
     assert next(comparison.rows(summary)).measured == "+0.0000200 ± 0.0000058"
