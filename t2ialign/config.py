@@ -16,6 +16,9 @@ CHECKPOINT = "checkpoint reference"
 Checkpoint = Annotated[str, CHECKPOINT]
 #: Marks a field whose text is a LoRA: as a checkpoint, or a file, also one of a hub repository.
 LORA = "LoRA reference"
+#: Marks a field whose text is a file if it has a suffix, and else a known name. Validation looks for the file, below
+#: the spec first, and makes it absolute.
+LOCAL_FILE = "file or name"
 #: Marks a field of [prompts], [evaluation] or [optimizer] whose text is a prompt file: a path relative to the spec, or
 #: "pkg:<package>/<path>". Validation reads such files, and a run keeps copies; ``Spec.file`` gives the path.
 PROMPT_FILE = "prompt file"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
+#: Left in folders by systems, beside hidden files (``.DS_Store``, and ``._name`` for every file on foreign disks).
+_STREWN = {"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"}
 #: Most bytes of one file or folder name, on the usual file systems.
 LONGEST_NAME = 255
 
@@ -42,11 +45,33 @@ def existing(text: str, base: Path | None = None) -> Path | None:
     return None
 
 
+def strewn(name: str) -> bool:
+    """Is this the name of a file or folder that nobody made by hand: hidden, or an operating system's?"""
+    return name.startswith(".") or name.lower() in _STREWN
+
+
+def listed(folder: Path, pattern: str = "*") -> list[Path]:
+    """Files and folders that match, sorted, without those that operating systems strew."""
+    return [found for found in sorted(folder.glob(pattern)) if not any(map(strewn, found.relative_to(folder).parts))]
+
+
+def unwritable_file(file: Path) -> str:
+    """Why a file cannot be made in a folder that exists; empty where nothing is in the way."""
+    if file.is_dir():
+        return "is a folder"
+    parent = file.absolute().parent
+    return unwritable(parent) if parent.is_dir() else "no such folder"
+
+
 def unwritable(folder: Path) -> str:
     """Why nothing can be made inside a folder, which need not exist yet; empty where nothing is in the way."""
     for place in (folder, *folder.absolute().parents):
         if place.is_dir():
-            return "" if os.access(place, os.W_OK | os.X_OK) else f"{place} cannot be written"
+            try:  # what access() tells is not true of root, of quotas and of network disks
+                Path(tempfile.mkdtemp(prefix=".t2ialign-", dir=place)).rmdir()
+            except OSError:
+                return f"{place} cannot be written"
+            return ""
         if place.exists() or place.is_symlink():
             return f"{place} is no folder"
     return ""

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from t2ialign import places
 from t2ialign.errors import UsageError
 from t2ialign.storage import files
 
@@ -34,7 +35,7 @@ class BenchFolder:
         known: dict[str, Any] = {"settings": dict(settings), "variants": {}, "rewards": {}}
         if self.settings_file.exists():
             known = json.loads(self.settings_file.read_text(encoding="utf-8"))
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and places.listed(self.path):
             raise UsageError(f"--out {self.path}: is not empty and no bench; choose another folder")
         asked = {"settings": {"": settings}, "variants": variants, "rewards": rewards}
         before = {**known, "settings": {"": known["settings"]}}

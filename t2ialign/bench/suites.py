@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from t2ialign import places
 from t2ialign.bench.layouts import LAYOUTS, Layout
 from t2ialign.errors import UsageError, nearest
 from t2ialign.spec import prompts as prompt_files
@@ -203,7 +204,7 @@ def open_suite(word: str, reference: str | None, column: str | None, images_per_
         place = reference or suite.default
         if place is None:
             raise UsageError(f"{word} needs --prompts: {suite.brings}")
-    elif reference is None and (word.startswith(("pkg:", HUB)) or Path(word).suffix or Path(word).exists()):
+    elif reference is None and (word.startswith(("pkg:", HUB)) or Path(word).suffix or places.existing(word)):
         suite, place = OWN, word
     else:
         near = nearest(word, SUITES)
@@ -224,9 +225,9 @@ def open_suite(word: str, reference: str | None, column: str | None, images_per_
 
 def _files(suite: Suite, place: str) -> dict[str, Path]:
     """List name -> file; "" where there is one that is no list of the suite."""
-    folder = Path(place).expanduser()
-    if suite.lists and folder.is_dir():
-        found = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in prompt_files.READERS}
+    folder = places.existing(place)
+    if suite.lists and folder is not None and folder.is_dir():
+        found = {file.stem: file for file in places.listed(folder) if file.suffix.lower() in prompt_files.READERS}
         if files := {name: found[name] for name in suite.lists if name in found}:
             return files
         raise UsageError(f"--prompts {place}: none of {', '.join(suite.lists)} is there; it needs {suite.brings}")

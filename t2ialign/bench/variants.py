@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2ialign import plugins
+from t2ialign import places, plugins
 from t2ialign.errors import UsageError
 from t2ialign.spec import checkpoints
 from t2ialign.spec import parse as specs
@@ -68,7 +68,10 @@ def plan(
     """
     variants: list[Variant] = []
     for source in sources:
-        path = Path(source)
+        try:
+            path = places.path(source)
+        except ValueError as error:
+            raise UsageError(f"{source}: {error}") from error
         is_run = path.is_dir() and (path / "spec.toml").is_file()
         if is_run or path.suffix == ".toml":
             spec = RunDir.open(path).spec(overrides) if is_run else specs.load(path, overrides)
@@ -141,5 +144,5 @@ def _hash(reference: str) -> str | None:
     path = checkpoints.local_path(reference)
     if path is None:
         return None
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    files = places.listed(path, "*.safetensors") if path.is_dir() else [path]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import typer
 
-from t2ialign import __version__
+from t2ialign import __version__, places
 from t2ialign.cli import authoring, inspecting, reporting, results, running, serving, starting
 from t2ialign.cli.first.init import init
 from t2ialign.cli.machine.doctor import doctor
@@ -19,9 +23,30 @@ from t2ialign.cli.score import score
 from t2ialign.cli.studies.bench import bench
 from t2ialign.cli.studies.push import push
 from t2ialign.cli.studies.sweep import sweep
-from t2ialign.errors import T2IAlignError, culprit
+from t2ialign.errors import T2IAlignError, UsageError, culprit
 from t2ialign.foreign import shown
 from t2ialign.ranks import stops
+
+
+def with_places(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose paths all go the one way: ``~`` is the home folder, whatever the shell did, and what no file
+    system takes is told.
+    """
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolved(one) for one in value]
+        try:
+            return places.path(str(value)) if isinstance(value, Path) else value
+        except ValueError as error:
+            raise UsageError(f"the path '{shown(value, 60)}' {error}") from error
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> None:
+        command(**{name: resolved(value) for name, value in options.items()})
+
+    return wrapped
+
 
 app = typer.Typer(
     name="t2ialign",
@@ -54,7 +79,7 @@ for command in (
     authoring.new_plugin,
     authoring.check,
 ):
-    app.command(name=command.__name__.strip("_").replace("_", "-"))(command)
+    app.command(name=command.__name__.strip("_").replace("_", "-"))(with_places(command))
 
 
 def _version(wanted: bool) -> None:

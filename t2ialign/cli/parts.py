@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from t2ialign import plugins
 from t2ialign.config import SamplerConfig
 from t2ialign.errors import UsageError, nearest
 from t2ialign.spec import toml
-from t2ialign.spec.model import Chosen
+from t2ialign.spec.model import Chosen, existing
 from t2ialign.spec.parse import parse_sampler
+
+#: Generators take no larger ones.
+MOST_SEED = 2**63 - 1
+
+
+def prompt_file_of(reference: Path) -> Path:
+    """The prompt file behind ``--prompts``, in all the ways that a spec may name one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        return existing(str(reference))
+    except UsageError as error:
+        raise UsageError(f"--prompts {reference}: {error}") from error
 
 
 def parse_part(text: str, option: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from t2ialign import places
 from t2ialign.cli.running import RunFolder
 from t2ialign.errors import UsageError
 from t2ialign.foreign import shown
@@ -68,8 +69,8 @@ def compare(
 
 
 def _check_page(out: Path | None) -> None:
-    if out is not None and not (out.resolve().parent.is_dir() and not out.is_dir()):
-        raise UsageError(f"--out {out}: must be a file in an existing folder")
+    if out is not None and (reason := places.unwritable_file(out)):
+        raise UsageError(f"--out {out}: {reason}; must be a file in an existing folder")
 
 
 def _evaluated(run: RunDir) -> list[tuple[Any, Any]]:

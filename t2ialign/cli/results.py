@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from t2ialign.cli.parts import parse_samplers, parse_search
+from t2ialign import places
+from t2ialign.cli.parts import MOST_SEED, parse_samplers, parse_search, prompt_file_of
 from t2ialign.cli.running import Overrides, RunFolder, SpecFile, quiet_libraries
 from t2ialign.errors import UsageError
 from t2ialign.foreign import shown
@@ -23,10 +24,12 @@ def sample(
     spec: SpecFile,
     overrides: Overrides = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; default: the spec's.")] = None,
-    prompt_file: Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A prompt file.")] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="A prompt file, 'pkg:...' or 'hub:...'.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Images per prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Image i of every prompt gets seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Image i of every prompt gets seed + i.")] = 0,
     lora: Annotated[
         str | None,
         typer.Option(help="A LoRA: file, folder or hub id, in any layout that the docs list."),
@@ -48,7 +51,9 @@ def sample(
         raise UsageError(f"--lora {lora} {wrong}")
     if prompt and prompt_file:
         raise UsageError("--prompt and --prompts exclude each other")
-    wanted: Sequence[str] = prompt or (read(prompt_file) if prompt_file else parsed.evaluation_prompts())
+    wanted: Sequence[str] = prompt or (
+        read(prompt_file_of(prompt_file)) if prompt_file else parsed.evaluation_prompts()
+    )
     quiet_libraries()
     from t2ialign.ranks.world import join
     from t2ialign.run import sample as sampling
@@ -115,6 +120,8 @@ def export(
     """Write what a run delivers at a checkpoint, and check it; a failed check leaves the files, and exit code 1."""
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out")
+    if reason := places.unwritable(out):
+        raise UsageError(f"--out {out}: {reason}")
     quiet_libraries()
     from t2ialign.run import finish, runner
     from t2ialign.run.display import Display

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2ialign.cli.parts import parse_part
+from t2ialign import places
+from t2ialign.cli.parts import parse_part, prompt_file_of
 from t2ialign.config import RewardMixConfig
 from t2ialign.errors import UsageError
 from t2ialign.evaluation import folders as image_folders
@@ -58,8 +59,8 @@ def score(
     if numbering not in (None, "line", "prompt"):
         raise UsageError(f"--numbering {numbering}: must be line or prompt")
     texts = _prompts(files, prompts, prompt, numbering)
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise UsageError(f"--json {json_file}: no such folder")
+    if json_file is not None and (reason := places.unwritable_file(json_file)):
+        raise UsageError(f"--json {json_file}: {reason}")
 
     from t2ialign.cli.running import quiet_libraries
     from t2ialign.evaluation import score as scoring
@@ -122,7 +123,7 @@ def _prompts(
         raise UsageError("--prompts and --prompt exclude each other")
     if prompt is not None:
         return [prompt] * len(files)
-    return image_folders.match_prompts(files, prompt_file, numbering) if prompt_file is not None else None
+    return None if prompt_file is None else image_folders.match_prompts(files, prompt_file_of(prompt_file), numbering)
 
 
 def _described(part: ChosenReward) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from t2ialign import places
 from t2ialign.errors import UsageError
 from t2ialign.spec import prompts as prompt_files
 from t2ialign.spec.prompts import Prompt
@@ -41,23 +42,19 @@ def find_images(place: Path, pattern: str = "*", recursive: bool = False) -> lis
         return [place]
     if not place.is_dir():
         raise UsageError(f"{place}: no such folder or image")
-    if any(place.glob("*/metadata.jsonl")):
-        found: Iterable[Path] = place.glob(f"*/samples/{pattern}")
-    else:
-        found = place.rglob(pattern) if recursive else place.glob(pattern)
-    images = [
-        path
-        for path in found
-        if path.suffix.lower() in SUFFIXES and path.name not in GRIDS and not _hidden(path.relative_to(place))
-    ]
+    if places.listed(place, "*/metadata.jsonl"):
+        pattern = f"*/samples/{pattern}"
+    elif recursive:
+        pattern = f"**/{pattern}"
+    try:
+        found = places.listed(place, pattern)
+    except (NotImplementedError, ValueError):
+        raise UsageError(f"--pattern '{pattern}': must be what names below the folder match, such as '*.png'") from None
+    images = [path for path in found if path.suffix.lower() in SUFFIXES and path.name not in GRIDS]
     if not images:
         below = "" if recursive else "; --recursive looks below it"
         raise UsageError(f"no image in {place} matches '{pattern}'{below}")
     return sorted(images, key=lambda path: _natural(path.relative_to(place).as_posix()))
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -87,12 +84,12 @@ def match_prompts(images: Sequence[Path], prompt_file: Path, numbering: str | No
             )
         if numbering == "line":
             prompts = [Prompt(line) for line in lines]
-    places: dict[int, Path] = {}
+    seen: dict[int, Path] = {}
     for image in images:
         folder = image.parent.parent.parent if image.parent.name == "samples" else image.parent
-        if (number := _number(image)) is not None and places.setdefault(number, folder) != folder:
+        if (number := _number(image)) is not None and seen.setdefault(number, folder) != folder:
             raise UsageError(
-                f"number {number} stands in {places[number]} and in {folder}: which prompt is whose? Score one folder"
+                f"number {number} stands in {seen[number]} and in {folder}: which prompt is whose? Score one folder"
                 " at a time, without --recursive"
             )
     numbers = [number for image in images if (number := _number(image)) is not None]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tomli_w
 
+from t2ialign import places
 from t2ialign.errors import UsageError
 from t2ialign.publish import card
 from t2ialign.spec import toml
@@ -35,7 +36,7 @@ def make(run: RunDir, folder: Path, prompts: bool = False, licence: str | None =
         raise UsageError(f"{run.path} has no export yet; finish the run: t2ialign resume {run.path}")
     if (export / UNCHECKED).exists():
         raise UsageError(f"{export / UNCHECKED}: {(export / UNCHECKED).read_text(encoding='utf-8').strip()}")
-    if folder.exists() and any(folder.iterdir()) and not (folder / "README.md").is_file():
+    if folder.exists() and places.listed(folder) and not (folder / "README.md").is_file():
         raise UsageError(f"--out {folder}: is not empty and no folder of a push; choose another one")
     with files.new_folder(folder) as new:
         shutil.copytree(export, new, dirs_exist_ok=True)
@@ -52,4 +53,4 @@ def make(run: RunDir, folder: Path, prompts: bool = False, licence: str | None =
             (new / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         if prompts:
             shutil.copytree(run.path / "prompts", new / "prompts")
-    return sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return [file.relative_to(folder) for file in places.listed(folder, "**/*") if file.is_file()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t2ialign import places
 from t2ialign.errors import UsageError
 from t2ialign.publish import card
 from t2ialign.storage import files
@@ -44,7 +45,7 @@ def push(folder: Path, repo: str, public: bool = False, api: HfApi | None = None
         if not public and not found.private:  # exist_ok leaves a public one public, and says nothing
             raise UsageError(f"{address.repo_id} is a public repository: push there with --public, or name another one")
         _with_licence_of_the_base(folder, api)
-        paths = sorted(file for file in folder.rglob("*") if file.is_file())
+        paths = [file for file in places.listed(folder, "**/*") if file.is_file()]
         operations = [CommitOperationAdd(file.relative_to(folder).as_posix(), file) for file in paths]
         api.create_commit(address.repo_id, operations, commit_message=MESSAGE)
         return str(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2ialign import places
 from t2ialign.errors import PartError, UsageError, blaming
 from t2ialign.foreign import shown
 from t2ialign.problem import checks
@@ -60,8 +62,10 @@ def sample(
         UsageError: the folder has images already, or a reward cannot score a prompt.
     """
     world = world or World()
-    if world.is_main and out.exists() and (not out.is_dir() or any(out.glob("[0-9]*.png"))):
+    if world.is_main and out.exists() and out.is_dir() and any(out.glob("[0-9]*.png")):
         raise UsageError(f"--out {out}: has images already; choose another folder")
+    if world.is_main and (reason := places.unwritable(out)):
+        raise UsageError(f"--out {out}: {reason}")
     display = Display(quiet=not world.is_main)
     rows = [row for row in range(len(texts)) for _ in range(count)]
     seeds = [seed + image for _ in texts for image in range(count)]
@@ -74,15 +78,15 @@ def sample(
     lost: list[int] = []
     with display.bar("images", len(rows)) as bar:
         for chunk in split(len(mine), size):
-            places = mine[chunk]
-            batch, scores = draw([rows[i] for i in places], [seeds[i] for i in places])
-            texts_of = [{"prompt": texts[rows[i]], "seed": str(seeds[i])} for i in places]
+            numbers = mine[chunk]
+            batch, scores = draw([rows[i] for i in numbers], [seeds[i] for i in numbers])
+            texts_of = [{"prompt": texts[rows[i]], "seed": str(seeds[i])} for i in numbers]
             drawn = [
                 images.png(image, known) if bool(image.isfinite().all()) else b""
                 for image, known in zip(batch, texts_of, strict=True)
             ]
-            said = [{name: round(values[k].item(), 6) for name, values in scores.items()} for k in range(len(places))]
-            shares = world.send(list(zip(places, drawn, said, strict=True)))
+            said = [{name: round(values[k].item(), 6) for name, values in scores.items()} for k in range(len(numbers))]
+            shares = world.send(list(zip(numbers, drawn, said, strict=True)))
             received = {i: (file, rewards) for share in shares for i, file, rewards in share}
             for place, (file, rewards) in received.items():
                 out.mkdir(parents=True, exist_ok=True)
@@ -173,4 +177,5 @@ def _check_prompts(spec: Spec, texts: Sequence[str]) -> None:
 
 def slug(text: str, most: int = 60) -> str:
     """A file-name form of a prompt: lower case, words joined by underscores."""
-    return re.sub(r"\W+", "_", text.lower()).strip("_")[:most] or "prompt"
+    word = re.sub(r"\W+", "_", unicodedata.normalize("NFC", text).lower()).strip("_")[:most]
+    return word.encode()[: 3 * most].decode(errors="ignore") or "prompt"  # file systems count bytes

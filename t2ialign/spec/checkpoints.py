@@ -107,7 +107,7 @@ def find_lora(reference: str | Path) -> Path:
     for name in (LORA_FILE, PEFT_FILE):
         if (path / name).is_file():
             return path / name
-    files = sorted(path.glob("*.safetensors"))
+    files = places.listed(path, "*.safetensors")
     if len(files) != 1:
         names = ", ".join(file.name for file in files) or "none"
         raise UsageError(
@@ -119,7 +119,7 @@ def find_lora(reference: str | Path) -> Path:
 def lora_files(file: Path) -> list[Path]:
     """A LoRA's file, and what is read beside it: PEFT's settings, and the files of other components."""
     beside = [file.with_name(PEFT_CONFIG)] if file.name == PEFT_FILE else []
-    beside += sorted(file.parent.glob(component_file("*")))
+    beside += places.listed(file.parent, component_file("*"))
     return [file, *(one for one in beside if one.is_file() and one.name not in (file.name, LORA_FILE))]
 
 
@@ -219,7 +219,7 @@ def fingerprint(folder: Path, parts: Iterable[str]) -> str:
     """
     found = hashlib.blake2b(digest_size=12)
     for part in parts:
-        for file in sorted((folder / part).rglob("*")):
+        for file in places.listed(folder / part, "**/*"):
             if file.is_file():
                 size = file.stat().st_size
                 found.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
@@ -242,7 +242,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
         UsageError: a file is none, or was cut.
     """
     shapes: dict[str, list[int]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in places.listed(folder, "*.safetensors"):
         try:
             header = tensor_header(file)
         except (OSError, ValueError) as error:

@@ -276,14 +276,18 @@ def formats_problem(backend: Chosen, formats: Sequence[str]) -> str:
     return ""
 
 
-def existing(reference: str, folder: Path, split: str = "train") -> Path:
-    """A prompt file by ``pkg:`` or ``hub:`` reference or path; of a folder, the split's file.
+def existing(reference: str, folder: Path | None = None, split: str = "test") -> Path:
+    """A prompt file by ``pkg:`` or ``hub:`` reference or path below a folder; of a folder, the split's file.
+
+    Args:
+        folder: default: the working folder.
 
     Raises:
         UsageError: there is none; names ones near it.
     """
     if reference.startswith(HUB):
         return from_hub(reference, Path(tempfile.mkdtemp(prefix="t2ialign-")))
+    folder = folder or Path.cwd()
     path = checkpoints.local_path(reference, folder)
     if path is not None and path.is_file():
         return path

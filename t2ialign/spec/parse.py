@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from t2ialign import places
 from t2ialign.config import (
     CHECKPOINT,
+    LOCAL_FILE,
     LORA,
     Config,
     EvaluationConfig,
@@ -185,6 +187,11 @@ class _Parser:
                 update[name] = self._locate_checkpoints(f"{key}.{name}", reference)
             elif isinstance(reference, list) and reference and isinstance(reference[0], Config):
                 update[name] = [self._locate_checkpoints(f"{key}.{name}[{i}]", one) for i, one in enumerate(reference)]
+            if reference is not None and LOCAL_FILE in field.metadata and Path(reference).suffix:
+                if found := places.existing(reference, self.folder):
+                    update[name] = str(found)
+                else:
+                    self._problem(f"{key}.{name}", show(reference), f"no such file below {self.folder}.")
             is_lora = LORA in field.metadata
             if reference is None or not (is_lora or CHECKPOINT in field.metadata):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from t2ialign.spec.tables import csv_rows, lines_of, text_of, tsv_rows
 #: Where a prompt is looked for in a table or an object, in this order and whatever the case.
 COLUMNS = ("prompt", "prompts", "prompt_en", "prompt_cn", "caption", "text")
 HUB = "hub:"
+#: A table's first line, in a file that says to be plain text.
+_HEADER = re.compile(r'(?:^|[\t,;])"?prompts?"?[\t,;]|[\t,;]"?prompts?"?$', re.IGNORECASE)
 
 
 class Prompt(str):
@@ -43,7 +46,8 @@ def read(path: Path, column: str | None = None) -> list[Prompt]:
     """The prompts of a file, in its order; repeats stay.
 
     ``.txt``: one a line, spaces at both ends off; blank lines and lines that start with '#' are left out. ``.jsonl``:
-    one object a line. ``.json``: a list of texts or objects, one object of names to texts or objects, or COCO captions.
+    one object a line. ``.json``: a list of texts or objects, alone or as the one list of an object, one object of names
+    to texts or objects, or COCO captions.
     ``.csv``, ``.tsv``, ``.parquet``: tables with a header. Fields of tables and objects are taken as they are.
 
     Args:
@@ -67,14 +71,27 @@ def read(path: Path, column: str | None = None) -> list[Prompt]:
 
 
 def _lines(path: Path, column: str | None) -> Iterable[Prompt]:
+    first = True
     for number, line in enumerate(lines_of(text_of(path)), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
+        if first and _HEADER.search(text):
+            raise ValueError(f", line {number}: looks like the header of a table; such a file is a .csv or a .tsv")
+        if text.startswith('{"') and _is_json(text):
+            raise ValueError(f", line {number}: is JSON; a file with an object a line is a .jsonl")
         for option in (" --n ", " --w ", " --h ", " --d ", " --s ", " --l "):
             if option in text:
                 raise ValueError(f", line {number}: '{option.strip()}' looks like another tool's option, not like text")
+        first = False
         yield Prompt(text)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(parse_json(line), dict | list)
+    except ValueError:
+        return False
 
 
 def _json_lines(path: Path, column: str | None) -> Iterable[Prompt]:
@@ -92,9 +109,18 @@ def _json(path: Path, column: str | None) -> Iterable[Prompt]:
     try:
         content = parse_json(text, finite=True)
     except ValueError as error:
-        raise ValueError(f" is no JSON: {shown(error, 200)}") from error
-    if isinstance(content, dict) and isinstance(content.get("annotations"), list):  # COCO captions
-        content = content["annotations"]
+        lines = (
+            "; a file with an object a line is a .jsonl" if _is_json(next(iter(lines_of(text.lstrip())), "")) else ""
+        )
+        raise ValueError(f" is no JSON: {shown(error, 200)}{lines}") from error
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        if isinstance(content.get("annotations"), list):  # COCO captions
+            content = content["annotations"]
+        elif isinstance(content.get("prompt"), str):
+            content = [content]
+        elif len(lists) == 1:  # {"prompts": [...]}
+            content = lists[0]
     if isinstance(content, dict):
         content = [
             {"id": name, **value} if isinstance(value, dict) else {"id": name, "prompt": value}
@@ -137,6 +163,8 @@ def _table(rows: Sequence[tuple[int, list[str]]], column: str | None) -> list[Pr
         return []
     (_, header), *body = rows
     name = _column(header, column, "")
+    if [other.strip().lower() for other in header].count(name.strip().lower()) > 1:
+        raise ValueError(f": two columns are called '{shown(name, 60)}'")
     prompts = []
     for line, row in body:
         if len(row) != len(header):

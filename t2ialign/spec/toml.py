@@ -43,7 +43,9 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         text = read_bytes(path, MOST).decode("utf-8-sig")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"spec {path}: {error.strerror or error}") from error
+    except ValueError as error:
         raise UsageError(f"spec {path}: {error}") from error
     try:
         return loads(text)

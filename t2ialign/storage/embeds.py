@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -34,16 +35,21 @@ _told: set[Path] = set()
 
 
 def cache_root() -> Path:
-    """``$T2IALIGN_CACHE``, or ``t2ialign`` in the platform's cache folder."""
+    """``$T2IALIGN_CACHE``, or ``t2ialign`` in the platform's cache folder; among temporary files for users without a
+    home, as containers have them.
+    """
     if chosen := os.environ.get("T2IALIGN_CACHE"):
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
         base = Path("~/Library/Caches")
     elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local"))
+        base = Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local")
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
-    return base.expanduser() / "t2ialign"
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    try:
+        return base.expanduser() / "t2ialign"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "t2ialign"
 
 
 class EmbedsCache:

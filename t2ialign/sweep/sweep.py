@@ -68,7 +68,7 @@ def _claim(sweep: Sweep, folder: Path) -> None:
         if json.loads(file.read_text(encoding="utf-8"))["fingerprint"] != sweep.fingerprint():
             raise UsageError(f"{folder} is of other settings or another spec: rename {sweep.path.name}, or remove it")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and places.listed(folder):
         raise UsageError(f"{folder} is not empty and no sweep; choose another out in {sweep.path}")
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(file, {"fingerprint": sweep.fingerprint(), "sweep": str(sweep.path), "reward": sweep.reward})

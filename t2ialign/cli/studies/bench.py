@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2ialign import plugins
-from t2ialign.cli.parts import parse_samplers
+from t2ialign import places, plugins
+from t2ialign.cli.parts import MOST_SEED, parse_samplers
 from t2ialign.cli.running import Overrides, quiet_libraries
 from t2ialign.cli.score import parse_reward
 from t2ialign.errors import UsageError
+from t2ialign.foreign import shown
 from t2ialign.spec.model import ChosenReward, Spec
 from t2ialign.spec.parse import parse_rewards
+
+if TYPE_CHECKING:
+    from t2ialign.bench.variants import Variant
 
 
 def bench(
@@ -33,7 +39,9 @@ def bench(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: bench/SUITE.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts of a list, evenly spread.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Images per prompt; default: the suite's protocol.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="First seed; default: the suite's protocol.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="First seed; default: the suite's protocol.")
+    ] = None,
     samplers: Annotated[
         list[str] | None,
         typer.Option("--sampler", metavar="KIND[={...}]", help="Also the base with this sampler. Repeatable."),
@@ -67,11 +75,15 @@ def bench(
     if dropped := [reward.name for reward in variants[0].spec.rewards if reward.name not in {r.name for r in chosen}]:
         why = "judge an image beside others of its prompt, or beside a reference, which a bench's files have not"
         typer.echo(f"note: without {', '.join(dropped)}: they {why}", err=True)
+    place = out or Path("bench") / (suite if suited.suite.kind != "own" else Path(suite).stem)
+    if reason := places.unwritable(place):
+        raise UsageError(f"--out {place}: {reason}")
+    for remark in _remarks(variants, chosen, suited.lists):
+        typer.echo(shown(f"note: {remark}"), err=True)
     quiet_libraries()
     from t2ialign.bench.bench import Bench
 
     first = suited.suite.first_seed if seed is None else seed
-    place = out or Path("bench") / (suite if suited.suite.kind != "own" else Path(suite).stem)
     summary = Bench(place, suited, suited.items(first, limit), variants, chosen, first, batch).run()
     if not summary:
         return
@@ -97,6 +109,21 @@ def bench(
         ("images", "a folder for each variant, as the suite's own scorer reads it"),
     ):
         console.place(place / name, meaning)
+
+
+def _remarks(
+    variants: Sequence[Variant], rewards: Sequence[ChosenReward], lists: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """The remarks of the other commands, each once: on what draws, and on the rewards that score."""
+    from t2ialign.remarks.collect import DRAWING, of_part, remarks
+
+    texts = [text for found in lists.values() for text in found]
+    drawn = [
+        replace(variant.spec, sampler=variant.sampler) if variant.sampler else variant.spec for variant in variants
+    ]
+    found = [line for spec in drawn for line in remarks(spec, texts, DRAWING)]
+    found += [line for reward in rewards for line in of_part("reward", reward, texts, variants[0].spec)]
+    return list(dict.fromkeys(found))
 
 
 def scoring(spec: Spec, of_suite: tuple[str, ...], extra: list[str]) -> list[ChosenReward]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2ialign import checkpoints
+from t2ialign import checkpoints, places
 from t2ialign.errors import UsageError
 from t2ialign.foreign import model_settings, read_object, shown, tensor_header
 from t2ialign.spec.checkpoints import tensor_shapes
@@ -142,7 +142,7 @@ def check_weights(folder: Path, where: str, variant: str | None = None) -> None:
     chosen = variant if variant in found else None
     names = {file.name for file in found[chosen]}
     form = found[chosen][0].suffix
-    for index in folder.glob(f"*{form}.index{f'.{chosen}' if chosen else ''}.json"):
+    for index in places.listed(folder, f"*{form}.index{f'.{chosen}' if chosen else ''}.json"):
         if absent := sorted(set(read_json(index)["weight_map"].values()) - names):
             raise UsageError(f"{where}: '{folder.name}' lacks the shard {absent[0]}")
     for file in found[chosen]:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
+from t2ialign import places
 from t2ialign.errors import UsageError
 from t2ialign_rewards import weights
 from t2ialign_rewards.affine_head import AffineHead
@@ -62,7 +63,7 @@ def load_head(name: str) -> AffineHead:
     published = load_file(HEADS)
     if f"{name}.weight" in published:
         return AffineHead(published[f"{name}.weight"], published[f"{name}.bias"])
-    file = Path(name).expanduser()
-    if not file.is_file():
+    file = places.existing(name)
+    if file is None or not file.is_file():
         raise UsageError(f"aesthetic head '{name}': no such file")
     return AffineHead.collapse(weights.read_tensors(file), name)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from t2ialign.config import CHECKPOINT, Checkpoint, Config, Dtype
+from t2ialign.config import CHECKPOINT, LOCAL_FILE, Checkpoint, Config, Dtype
 from t2ialign.idle import Idle
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.spec import checkpoints
@@ -229,7 +229,7 @@ class AestheticConfig(SquareConfig):
     """``aesthetic``: 1 to 10, mostly 4 to 7; the prompt plays no part."""
 
     model: Checkpoint = Field("openai/clip-vit-large-patch14", description="CLIP model whose image embedding is read")
-    head: str = Field(
+    head: Annotated[str, LOCAL_FILE] = Field(
         "sac+logos+ava1",
         pattern=r"^(sac\+logos\+ava1|ava\+logos|.+\.(pth|pt|safetensors))$",
         description="'sac+logos+ava1' (DDPO, DAV, RL-EPD), 'ava+logos' (ReNO), or the file of a linearMSE head of the"

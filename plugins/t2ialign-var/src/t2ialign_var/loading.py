@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from t2ialign import UsageError
+from t2ialign import UsageError, places
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -49,7 +49,7 @@ def read_tensors(path: Path, entry: str | None = None) -> dict[str, Tensor]:
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
-    indices = sorted(folder.glob("*.safetensors.index.json"))
+    indices = places.listed(folder, "*.safetensors.index.json")
     if len(indices) != 1:
         raise UsageError(f"{folder} needs exactly one *.safetensors.index.json, it has {len(indices)}")
     try:
