@@ -224,6 +224,8 @@ def test_flux2_klein_is_guided_where_its_index_says_so(build, shared):
     assert "few-step" in configs.Flux2Config().provides()  # before it is on disk, its name tells
     with pytest.raises(ValueError, match="leave negative_prompt out"):
         configs.Flux2Config(negative_prompt="a dog")
+    with pytest.raises(ValueError, match=r"FLUX.2 dev has another pipeline .* this backend draws FLUX.2 klein"):
+        configs.Flux2Config(checkpoint="black-forest-labs/FLUX.2-dev")
 
 
 def test_wrong_checkpoints_are_clear_errors(build, tmp_path):

@@ -222,6 +222,15 @@ class Flux2Config(GuidedConfig):
     max_sequence_length: int = Field(512, ge=1, description="prompt tokens kept, chat template included")
 
     @model_validator(mode="after")
+    def _klein(self) -> Flux2Config:
+        if self.checkpoint.rstrip("/").rsplit("/", 1)[-1].lower().startswith("flux.2-dev"):
+            raise ValueError(
+                f"checkpoint = '{self.checkpoint}': FLUX.2 dev has another pipeline and text encoder (Mistral 3), whose"
+                " processor needs torchvision; this backend draws FLUX.2 klein"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _empty(self) -> Flux2Config:
         if self.negative_prompt:
             raise ValueError("guidance leads away from the empty prompt in FLUX.2 klein: leave negative_prompt out")
