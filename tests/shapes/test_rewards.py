@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from t2ialign import UsageError
-from t2ialign_shapes import captions, plugin
+from t2ialign_shapes import captions, detector, plugin
 from t2ialign_shapes.layout import sample_layout
 from t2ialign_shapes.plugin import ShapesRewardConfig
 from t2ialign_shapes.render import render
@@ -29,6 +29,20 @@ def test_right_pictures_earn_one_and_others_less(images):
     assert exact.score(images, swapped).tolist() == [0, 0, 0]
     assert graded.score(images, PROMPTS).tolist() == [1, 1, 1]
     torch.testing.assert_close(graded.score(images, swapped), torch.tensor([0.5, 2 / 3, 0.6]))
+
+
+def test_rewards_of_the_same_pictures_look_once_and_see_a_change(images, monkeypatch):
+    looks = []
+    detect = detector.detect
+    monkeypatch.setattr(detector, "detect", lambda pictures: looks.append(1) or detect(pictures))
+    exact, graded = (reward(ShapesRewardConfig()) for reward in (ShapesExact, ShapesGraded))
+    pictures = images.clone()
+    assert exact.score(pictures, PROMPTS).tolist() == graded.score(pictures, PROMPTS).tolist() == [1, 1, 1]
+    assert len(looks) == 1
+    pictures[0] = pictures[1]
+    assert graded.score(pictures, PROMPTS)[0] < 1
+    assert exact.score(pictures.flip(0), PROMPTS).tolist() == [0, 1, 0]
+    assert len(looks) == 3
 
 
 def test_a_prompt_or_picture_of_another_world_is_refused(images):

@@ -56,7 +56,7 @@ def locate(images: Tensor) -> tuple[Detections, Tensor]:
     images = images.float()
     palette = torch.cat([OBJECT_RGB, BACKGROUND_RGB]).to(images.device)
     distance = (images[:, None] - palette[:, :, None, None]).square().sum(2)  # [B, 8, H, W]
-    color = distance.argmin(1)
+    color = distance.min(1).indices  # as argmin, whose loop over a middle axis takes eight times as long
     background = _background(color)
     component = _components(color, color < len(COLORS))
     roots, area = _largest(component)

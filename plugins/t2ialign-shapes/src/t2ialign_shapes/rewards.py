@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from torch import Tensor
 import t2ialign
 from t2ialign_judges.ruled import Look, RuledReward
 from t2ialign_judges.rules import Asked, Detection, Limits
-from t2ialign_shapes import captions, detector
+from t2ialign_shapes import captions, detector, judge
 from t2ialign_shapes.captions import COLORS, SHAPES, Caption
+from t2ialign_shapes.detections import Detections
 from t2ialign_shapes.plugin import ShapesGenEvalConfig, ShapesRewardConfig
 from t2ialign_shapes.world import SIZE
 
@@ -36,7 +38,8 @@ class ShapesExact(t2ialign.Reward):
         Raises:
             UsageError: the images or a prompt are not of the shapes world.
         """
-        return detector.check(images, _captions(images, prompts)).float()
+        wanted = judge.require(_captions(images, prompts), images.device)
+        return judge.satisfied(_found(images), wanted).float()
 
 
 class ShapesGraded(t2ialign.Reward):
@@ -48,7 +51,8 @@ class ShapesGraded(t2ialign.Reward):
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Grade images against their prompts: float32 [B] in [0, 1]; see `ShapesExact.score`."""
-        return detector.graded(images, _captions(images, prompts))
+        wanted = judge.require(_captions(images, prompts), images.device)
+        return judge.grade(_found(images), wanted)
 
 
 class ShapesGenEval(RuledReward):
@@ -76,6 +80,20 @@ def _seen(present: Tensor, shapes: Tensor, colors: Tensor, boxes: Tensor) -> Loo
         detections[shape].append(Detection((x0, y0, x1, y1), 1.0))
         names[shape].append(COLORS[colors[slot]])
     return detections, lambda shape, index: names[shape][index]
+
+
+_last: tuple[ReferenceType[Tensor], int, Detections] | None = None
+
+
+def _found(images: Tensor) -> Detections:
+    """What the images show; rewards of the very same tensor, unchanged, look once."""
+    global _last
+    if images.is_inference():  # such tensors do not count their changes
+        return detector.detect(images)
+    last = _last
+    if last is None or last[0]() is not images or last[1] != images._version:
+        _last = last = (ref(images), images._version, detector.detect(images))
+    return last[2]
 
 
 def _captions(images: Tensor, prompts: Sequence[str]) -> list[Caption]:
