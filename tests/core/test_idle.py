@@ -292,6 +292,7 @@ CASES: list[tuple[str, Tables, Tables]] = [
     ),
     ("optimizer.clip", opt("awm", clip=0.5), opt("awm", clip=0.5, updates=2)),
     ("optimizer.power", opt("awm", power=0.5, weighting="t"), opt("awm", power=0.5)),
+    ("optimizer.kl_form", opt("awm", kl_form="elbo", kl=0.0), opt("awm", kl_form="elbo")),
     ("optimizer.slow_decay", opt("awm", slow_decay=0.5, slow_kl=0.0), opt("awm", slow_decay=0.5)),
     ("optimizer.clip", opt("flow-grpo", clip=0.1), opt("flow-grpo", clip=0.1, updates=2)),
     (
@@ -318,6 +319,7 @@ CASES: list[tuple[str, Tables, Tables]] = [
         opt("online-dpo", reference_every=200) | FAR,
     ),
     ("optimizer.last_draw", opt("draft", last_draw="uniform"), opt("draft", last_draw="uniform", last=2)),
+    ("optimizer.last", opt("draft", last=2, last_draw="each"), opt("draft", last=2)),
     ("optimizer.last", opt("draft", last=5) | sam("euler", steps=4), opt("draft", last=4) | sam("euler", steps=4)),
     ("optimizer.refl", opt("draft", refl=5) | sam("euler", steps=4), opt("draft", refl=4) | sam("euler", steps=4)),
     ("optimizer.warmup", opt("hyper-noise", warmup=300) | FAR, opt("hyper-noise", warmup=30) | FAR),

@@ -12,7 +12,7 @@ from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.paths import FlowPath, VPPath
 from t2ialign_rl.config import SrpoConfig
 from t2ialign_rl.gradients import LastCalls, reward_loss, through_rewards
-from t2ialign_rl.methods.draft import renoised, stopped_at
+from t2ialign_rl.methods.draft import constant_calls, renoised, stopped_at
 from t2ialign_rl.methods.srpo import jumps, noise_levels, recovered
 from t2ialign_solvers.config import DdimConfig
 from t2ialign_solvers.ddim import Ddim
@@ -35,12 +35,17 @@ def leaves_of(prefix, names):
     return {name: GOLDEN[f"{prefix}.{name}"].clone().requires_grad_() for name in names}
 
 
+#: Images of the chain, and their seeds, which nothing depends on here.
+IMAGES = len(GOLDEN["chain.x_T"])
+SEEDS = list(range(IMAGES))
+
+
 class Linear(Denoiser):
-    """eps = W x + t / 1000 b + V text, with classifier-free guidance where it is given."""
+    """eps = W x + t / 1000 b + V text, with classifier-free guidance where it is given; keeps its latest input."""
 
     def __init__(self, weights, path, guidance=None):
-        super().__init__(path, Conditioning(("", ""), {}))
-        self.weights, self.guidance = weights, guidance
+        super().__init__(path, Conditioning(("",) * IMAGES, {}))
+        self.weights, self.guidance, self.seen = weights, guidance, None
 
     def eps(self, x, t, text):
         w = self.weights
@@ -48,6 +53,7 @@ class Linear(Denoiser):
         return torch.einsum("oc,bchw->bohw", w["W"], x) + added[:, :, None, None]
 
     def predict(self, x, t):
+        self.seen = x
         eps = self.eps(x, t, GOLDEN["chain.prompt_embeds"])
         if self.guidance is not None:
             other = self.eps(x, t, GOLDEN["chain.negative_embeds"])
@@ -92,18 +98,38 @@ def chain():
     return leaves, Linear(leaves, path, GOLDEN["chain.guidance"]), len(timesteps)
 
 
-@pytest.mark.parametrize("last", [None, 1, 2, 3])
-def test_draft(recorded, last):
+def drafted(constant):
+    """The chain's images and -r with some calls held constant, and the model's leaves."""
     leaves, model, steps = chain()
-    recorded(GOLDEN["chain.noises"])
-    denoiser = LastCalls(model, steps - (last or steps))
     sampler = Ddim(DdimConfig(steps=steps, eta=GOLDEN["chain.eta"].item()))
-    images = decode(sampler.sample(denoiser, GOLDEN["chain.x_T"], [0, 1]))
+    images = decode(sampler.sample(LastCalls(model, constant), GOLDEN["chain.x_T"], SEEDS))
     close(images, GOLDEN["chain.images"])
+    assert not torch.allclose(images, GOLDEN["chain.images_double_denorm"])
     rows, loss = through_rewards(images, lambda pixels: reward_loss(reward(pixels)))
     close(-loss, GOLDEN["chain.rewards"])
-    name = f"K{last}" if last else "full"
+    return rows, leaves
+
+
+@pytest.mark.parametrize("name", sorted({key.split(".")[1] for key in GOLDEN if key.startswith("draft.")}))
+def test_draft(recorded, name):
+    recorded(GOLDEN["chain.noises"])
+    steps = len(GOLDEN["chain.timesteps"])
+    rows, leaves = drafted(range(0 if name == "full" else steps - int(name.removeprefix("K"))))
     gradients_close(rows.mean(), leaves, {key: GOLDEN[f"draft.{name}.grad_{key}"] for key in leaves})
+
+
+def test_draws_of_each_call(recorded):
+    """TRL: call i is a constant where its draw is above i; what it was called with keeps its gradient."""
+    recorded(GOLDEN["chain.noises"])
+    constant = constant_calls(GOLDEN["trlrand.draws"])
+    assert [int(i not in constant) for i in range(len(GOLDEN["trlrand.keep"]))] == GOLDEN["trlrand.keep"].tolist()
+    rows, leaves = drafted(constant)
+    gradients_close(rows.mean(), leaves, {key: GOLDEN[f"trlrand.grad_{key}"] for key in leaves})
+
+
+def test_one_call_always_keeps_its_gradient():
+    assert constant_calls(torch.tensor([3, 3, 3])) == [0, 1]
+    assert constant_calls(torch.tensor([0, 0, 0])) == []
 
 
 def test_losses():
@@ -117,40 +143,46 @@ def test_losses():
 
 def test_draft_lv():
     leaves, model, _ = chain()
-    t = GOLDEN["chain.timesteps"][-1].float().expand(2)
-    total = 0.0
+    t = GOLDEN["chain.timesteps"][-1].float().expand(IMAGES)
+    total = found = 0.0
     for number, noise in enumerate(GOLDEN["lv.noises"]):
         x0 = renoised(model, GOLDEN["chain.latents"][-1], noise, t)
         close(x0, GOLDEN[f"lv.x0_hat.{number}"])
         rows, loss = through_rewards(decode(x0), lambda pixels: reward_loss(reward(pixels)))
         close(-loss, GOLDEN[f"lv.rewards.{number}"])
         total = total + rows.mean() / len(GOLDEN["lv.noises"])
+        found = found + loss.mean() / len(GOLDEN["lv.noises"])
+    close(found, GOLDEN["lv.loss"])
     gradients_close(total, leaves, {key: GOLDEN[f"lv.grad_{key}"] for key in leaves})
 
 
 def test_refl(recorded):
     leaves, timesteps, mid = leaves_of("model", ("W", "b", "V")), GOLDEN["refl.timesteps"], int(GOLDEN["refl.mid"])
     recorded(GOLDEN["refl.noises"])
-    denoiser = LastCalls(Linear(leaves, vp_path(timesteps, -1.0)), mid)
+    model = Linear(leaves, vp_path(timesteps, -1.0))
+    denoiser = LastCalls(model, range(mid))
     sampler = Ddim(DdimConfig(steps=len(timesteps), eta=1.0))
-    images = decode(stopped_at(sampler, denoiser, GOLDEN["refl.x_T"], [0, 1], mid))
+    images = decode(stopped_at(sampler, denoiser, GOLDEN["refl.x_T"], SEEDS, mid))
+    close(model.seen, GOLDEN["refl.x_mid"])
     close(images, GOLDEN["refl.images"])
+    close(-through_rewards(images, lambda pixels: reward_loss(0.3 * reward(pixels) - 0.5))[1], GOLDEN["refl.rewards"])
     rows, loss = through_rewards(images, lambda pixels: reward_loss(0.3 * reward(pixels) - 0.5, 2.0))
     close(1e-3 * loss.mean(), GOLDEN["refl.loss"])
     gradients_close(1e-3 * rows.mean(), leaves, {key: GOLDEN[f"refl.grad_{key}"] for key in leaves})
 
 
 class Packed(Denoiser):
-    """A velocity of packed latents, which sees whole thousandths of the time."""
+    """A velocity of packed latents, which sees whole thousandths of the time; keeps its latest input and output."""
 
-    def __init__(self, weights):
+    def __init__(self, weights, guidance):
         super().__init__(FlowPath(shift=3.0), Conditioning(("",), {}))
-        self.weights = weights
+        self.weights, self.guidance, self.seen = weights, guidance, ()
 
     def predict(self, x, t):
         w = self.weights
         seen = (1000 * t).floor() / 1000
-        v = x @ w["A"].T + seen * w["b"] + 3.5 * w["g"] + GOLDEN["srpo.pooled"] @ w["V"].T
+        v = x @ w["A"].T + seen * w["b"] + self.guidance * w["g"] + GOLDEN["srpo.pooled"] @ w["V"].T
+        self.seen = (x, v, seen)
         t = t.view(-1, 1, 1)
         return Prediction(x - t * v, x + (1 - t) * v)
 
@@ -164,31 +196,34 @@ def pack(x):
 
 
 def unpack(z):
-    return z.view(len(z), 2, 2, 16, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(len(z), 16, 4, 4)
+    b, c, h, w = GOLDEN["srpo.noise"].shape
+    return z.view(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
 
-@pytest.mark.parametrize("case", [0, 1, 2])
+@pytest.mark.parametrize("case", range(len(GOLDEN["srpo.mid_select"])))
 def test_srpo(case):
     leaves, noise = leaves_of("srpo", ("A", "b", "g", "V")), pack(GOLDEN["srpo.noise"])
     levels = noise_levels(FlowPath(shift=3.0), PUBLISHED)
     total = 0.0
     for branch, invert in (("denoise", False), ("invert", True)):
-        want = {k: GOLDEN[f"srpo.{case}.{branch}.{k}"] for k in ("input", "timestep", "image", "k", "reward", "loss")}
+        prefix = f"srpo.{case}.{branch}."
+        want = {key.removeprefix(prefix): tensor for key, tensor in GOLDEN.items() if key.startswith(prefix)}
         steps = jumps(levels, GOLDEN["srpo.mid_select"][case : case + 1], torch.tensor([invert]), PUBLISHED)
-        start = steps.start.view(-1, 1, 1)
-        close((1 - start) * GOLDEN["srpo.rollout_latents"] + start * noise, want["input"])
-        close((1000 * steps.start).floor() / 1000, want["timestep"])
         close(steps.discount, want["k"].view(1))
-        x = unpack(recovered(Packed(leaves), GOLDEN["srpo.rollout_latents"], noise, steps)) / 0.3611 + 0.1159
+        model = Packed(leaves, want["guidance"])
+        x = unpack(recovered(model, GOLDEN["srpo.rollout_latents"], noise, steps)) / 0.3611 + 0.1159
+        for found, name in zip(model.seen, ("input", "pred", "timestep"), strict=True):
+            close(found, want[name])
         images = (torch.einsum("oc,bchw->bohw", GOLDEN["srpo.M"], x) / 2 + 0.5).clamp(0, 1)
         close(images, want["image"])
         wanted, other = (GOLDEN[f"srpo.text_{name}"][case] for name in (("neg", "pos") if invert else ("pos", "neg")))
 
-        def loss_of(pixels, wanted=wanted, other=other, discount=steps.discount):
+        def reward_of(pixels, wanted=wanted, other=other, discount=steps.discount):
             features = torch.nn.functional.normalize(pixels.flatten(1) @ GOLDEN["srpo.P"].T, dim=1)
-            return reward_loss((1 + discount) * (features @ wanted) - features @ other, 0.7)
+            return (1 + discount) * (features @ wanted) - features @ other
 
-        rows, loss = through_rewards(images, loss_of)
+        close(reward_of(images), want["reward"])
+        rows, loss = through_rewards(images, lambda pixels, reward_of=reward_of: reward_loss(reward_of(pixels), 0.7))
         close(loss / 2, want["loss"].view(1))
         total = total + rows.mean() / 2
     gradients_close(total, leaves, {key: GOLDEN[f"srpo.{case}.grad_{key}"] for key in leaves})

@@ -1,20 +1,24 @@
 """Losses, gradients, advantages, pairs and schedules against numbers of the published codes, in float64."""
 
+import math
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from t2ialign import Denoiser, Prediction
+from t2ialign.lora.average import Average
 from t2ialign.spec.prompts import Prompt
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.gaussian import divergence, log_prob
 from t2ialign.tensors.paths import FlowPath
-from t2ialign_rl.advantages import advantages, clipped_loss
-from t2ialign_rl.config import FlowGrpoConfig
-from t2ialign_rl.forward import like_rows, noised, squared_error, stratified
-from t2ialign_rl.forward_process import distance
+from t2ialign_rl.advantages import advantages, clipped, clipped_loss
+from t2ialign_rl.config import AwmConfig, FlowGrpoConfig, NftConfig
+from t2ialign_rl.forward import along, like_rows, noised, squared_error, stratified
+from t2ialign_rl.forward_process import Noised, distance
 from t2ialign_rl.methods import awm, nft, online_dpo
 from t2ialign_rl.methods import flow_grpo as grpo
 from t2ialign_rl.windows import Windowed, window_start
@@ -42,6 +46,50 @@ def close(found, expected, tolerance=1e-9):
 def gradient_close(loss, leaf, expected, tolerance=1e-6):
     (found,) = torch.autograd.grad(loss, leaf, retain_graph=True)
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+class Policies(Denoiser):
+    """The recorded velocity of the policy whose context it is called in: theta's outside of all."""
+
+    def __init__(self, golden, leaf):
+        super().__init__(FlowPath(), Conditioning((Prompt(""),) * len(leaf), {}))
+        self.golden, self.leaf, self.now = golden, leaf, None
+
+    @contextmanager
+    def swapped(self, name):
+        self.now = name
+        yield
+        self.now = None
+
+    def disabled(self):
+        return self.swapped("v_ref")
+
+    def predict(self, x, t):
+        return along(self.path, x, t, self.golden[self.now] if self.now else self.leaf)
+
+    def rows(self, index):
+        raise NotImplementedError
+
+
+def learnt(kind, golden, config, leaf, old, behaviour=None):
+    """What a method's own loss is on recorded rows."""
+    denoiser = Policies(golden, leaf)
+    method = object.__new__(kind)
+    method.config, method.problem, method.old = config, SimpleNamespace(adapter=denoiser), old
+    x0, noise, t, better = (golden[name] for name in ("x0", "noise", "t", "advantages"))
+    rows = Noised(denoiser, x0, noise, noised(FlowPath(), x0, noise, t), t, better)
+    # Networks see float32 times; recorded ones are exact.
+    denoiser.path.coefficients = lambda at: (1 - t, t) if at.ndim == 1 else (1 - like_rows(t, x0), like_rows(t, x0))
+    return method.losses(rows, behaviour)
+
+
+@pytest.mark.parametrize("golden", [NFT, GRPO, AWM, DPO], ids=["nft", "grpo", "awm", "dpo"])
+def test_timesteps(golden):
+    """What networks are told for a time."""
+    if "timesteps" in golden:
+        close(FlowPath().from_timestep(golden["timesteps"]), golden["sigmas"][:-1], 1e-6)
+    else:
+        close(FlowPath().from_timestep(golden["timestep"]), golden["t"], 1e-6)
 
 
 @pytest.mark.parametrize("std", ["batch", "prompt"])
@@ -95,6 +143,33 @@ def test_nft_loss_and_gradients():
     gradient_close(loss, v, NFT["grad_v_theta"])
 
 
+def test_nft_as_the_method_computes_it():
+    v = NFT["v_theta"].clone().requires_grad_()
+    options = {"beta": "beta", "kl": "kl_weight", "advantage_clip": "adv_clip_max"}
+    config = NftConfig(**{ours: hyper(NFT, theirs) for ours, theirs in options.items()})
+    found = learnt(nft.Nft, NFT | {"advantages": NFT["adv_global_std"]}, config, v, "v_old")
+    close(found["policy"].mean(), NFT["policy_loss"], 1e-6)  # networks get float32 latents
+    close(found["kl"].mean(), NFT["kl_loss"])
+    close(found["total"].mean(), NFT["loss"], 1e-6)
+    gradient_close(found["total"].mean(), v, NFT["grad_v_theta"])
+
+
+def test_nft_clipped_advantages():
+    limit = hyper(NFT, "adv_clip_max")
+    close(clipped(NFT["adv_global_std"], limit), NFT["adv_clipped"])
+    close(nft.optimality(NFT["adv_clipped"], limit), NFT["r"])
+
+
+def test_nft_moving_average():
+    """The decay that each update of the average has: what is kept of 1 where the parameter is 0."""
+    largest = NFT["ema_decay"].max().item()
+    for step, expected in zip(NFT["decay_steps"].tolist(), NFT["ema_decay"], strict=True):
+        average = Average(largest, {"w": torch.ones((), dtype=torch.float64)})
+        average.steps = step
+        average.update({"w": torch.zeros((), dtype=torch.float64)})
+        close(average.tensors["w"], expected)
+
+
 def test_nft_gradient_of_a_data_prediction():
     """The same loss of a network that predicts x0; the KL is that of the velocities it implies."""
     x0, t = NFT["x0_theta"].clone().requires_grad_(), like_rows(NFT["t"], NFT["x_t"])
@@ -108,6 +183,7 @@ def test_nft_gradient_of_a_data_prediction():
 def test_nft_matching_of_the_implicit_policies():
     for name in ("pos", "neg"):
         close(nft.matching(NFT[f"{name}_x0"], NFT["x0"]), NFT[f"{name}_loss"])
+        close(nft.divisor(NFT[f"{name}_x0"] - NFT["x0"]), NFT[f"w_{name}"])
 
 
 @pytest.mark.parametrize("mode", ["all", "positive_only", "negative_only", "one_only", "binary"])
@@ -197,16 +273,54 @@ def test_awm_loss_and_gradients(weighting):
     gradient_close(rows.mean() + awm_pulls(v), v, AWM[f"grad_v_theta_{weighting}"])
 
 
-def test_awm_pulls():
-    close(squared_error(AWM["v_theta"], AWM["v_ref"]), AWM["kl_per_sample"])
-    close(squared_error(AWM["v_theta"], AWM["v_ema"]), AWM["ema_kl_per_sample"])
-    std = awm.elbo_std(AWM["t"])
-    close(std, AWM["std_elbo"])
+def awm_learnt(leaf, behaviour="v_old", golden=None, **options):
+    """The method's own losses, with the recorded hyper-parameters."""
+    names = {
+        "clip": "clip_range",
+        "advantage_clip": "adv_clip_max",
+        "advantage_max": "advantage_max",
+        "kl": "kl_weight",
+        "slow_kl": "ema_kl_weight",
+        "power": "ghuber_power",
+    }
+    config = AwmConfig(**{ours: hyper(AWM, theirs) for ours, theirs in names.items()}, **options)
+    golden = golden or AWM | {"advantages": AWM["adv_global_std"]}
+    return learnt(awm.Awm, golden, config, leaf, "v_ema", behaviour)
+
+
+def test_awm_noised_latents():
+    close(noised(FlowPath(), AWM["x0"], AWM["noise"], AWM["t"]), AWM["x_t"])
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_awm_as_the_method_computes_it(weighting):
     v = AWM["v_theta"].clone().requires_grad_()
-    loss = awm_loss(v, AWM["v_old"], "ghuber")[0].mean() + awm_pulls(v, 2 * std**2)
-    close(loss, AWM["loss_elbo"])
-    pulls = torch.autograd.grad(awm_pulls(v, 2 * std**2), v)[0] + AWM["grad_v_theta_policy_ghuber"]
-    assert (pulls - AWM["grad_v_theta_elbo"]).abs().max() <= 1e-6 * AWM["grad_v_theta_elbo"].abs().max()
+    found = awm_learnt(v, weighting=weighting)
+    close(found["policy"], AWM[f"policy_per_sample_{weighting}"])
+    close(found["ratio"], AWM[f"ratio_{weighting}"])
+    close(found["kl"], AWM["kl_per_sample"])
+    close(found["slow_kl"], AWM["ema_kl_per_sample"])
+    close(found["kl"].mean(), AWM["kl_loss"])
+    close(found["slow_kl"].mean(), AWM["ema_kl_loss"])
+    close(found["total"].mean(), AWM[f"loss_{weighting}"])
+    gradient_close(found["total"].mean(), v, AWM[f"grad_v_theta_{weighting}"])
+
+
+def test_awm_on_policy_as_the_method_computes_it():
+    v = AWM["v_theta"].clone().requires_grad_()
+    total = awm_learnt(v, behaviour=None)["total"].mean()
+    close(total, AWM["onpolicy_loss"])
+    gradient_close(total, v, AWM["onpolicy_grad_v_theta"])
+
+
+def test_awm_pulls_weighed_as_in_a_bound():
+    close(awm.elbo_std(AWM["t"]), AWM["std_elbo"])
+    v = AWM["v_theta"].clone().requires_grad_()
+    found = awm_learnt(v, kl_form="elbo", slow_kl_form="elbo")
+    close(found["kl"].mean(), AWM["kl_loss_elbo"])
+    close(found["slow_kl"].mean(), AWM["ema_kl_loss_elbo"])
+    close(found["total"].mean(), AWM["loss_elbo"])
+    gradient_close(found["total"].mean(), v, AWM["grad_v_theta_elbo"])
 
 
 def test_awm_on_policy_has_a_gradient_where_the_ratio_is_one():
@@ -220,20 +334,21 @@ def test_awm_on_policy_has_a_gradient_where_the_ratio_is_one():
 
 @pytest.mark.parametrize("order", ["expfirst", "sumfirst"])
 def test_awm_several_times_of_one_image(order):
-    """A ratio for each time, or one for each image from the mean log-probability over its times."""
+    """A ratio for each time, or one for each image from the mean log-probability over its times; the file has all
+    images at the first time, then at the next, and each image has one advantage."""
     times, v = AWM["sumfirst_num_timesteps"].item(), AWM["v_theta"].clone().requires_grad_()
     images = len(v) // times
-    _, ratio, new, old = awm_loss(v, AWM["v_old"], "ghuber")
-    used = AWM["adv_used"][:images]
-    if order == "sumfirst":
-        ratio = torch.exp((new - old).view(times, images).mean(0))
-    else:
-        used = used.repeat(times)
+    mine = torch.arange(len(v)).view(times, images).T.flatten()
+    better = AWM["adv_global_std"][:images].repeat_interleave(times)
+    golden = {k: AWM[k][mine] for k in ("x0", "noise", "t", "v_old", "v_ref", "v_ema")} | {"advantages": better}
+    form = {"ratio": "image", "times": times, "grid": 1000} if order == "sumfirst" else {"ratio": "time"}
+    found = awm_learnt(v[mine], golden=golden, **form)
+    ratio = found["ratio"] if order == "sumfirst" else found["ratio"].view(images, times).T.flatten()
     close(ratio, AWM[f"{order}_ratio"])
-    loss = clipped_loss(used, ratio, hyper(AWM, "clip_range")).mean()
-    close(loss, AWM[f"{order}_policy_loss"])
-    close(loss + awm_pulls(v), AWM[f"{order}_loss"])
-    gradient_close(loss + awm_pulls(v), v, AWM[f"{order}_grad_v_theta"])
+    close(found["policy"].mean(), AWM[f"{order}_policy_loss"])
+    total = found["total"].mean()
+    close(total, AWM[f"{order}_loss"])
+    gradient_close(total, v, AWM[f"{order}_grad_v_theta"])
 
 
 def test_awm_advantages_and_decay():
@@ -267,6 +382,7 @@ def test_grpo_steps_and_log_probabilities():
         close(grpo_transition(GRPO[f"v_{name}"])[0], GRPO[f"mean_{name}"])
     mean, std = grpo_transition(GRPO["v_old"])
     close(std.flatten(), GRPO["std"])
+    close(std.flatten() / (-GRPO["dt"]).sqrt(), GRPO["std_dev_t"])
     close(mean + std * GRPO["step_noise"], GRPO["next_sample"])
     close(log_prob(GRPO["next_sample"], mean, std), GRPO["log_prob_old"], CONSTANT)
 
@@ -282,6 +398,12 @@ def test_grpo_loss_and_gradients():
     close(rows, GRPO["policy_per_sample"])
     close(rows.mean(), GRPO["policy_loss"])
     gradient_close(rows.mean(), v, GRPO["grad_v_theta_policy"])
+    a, clip = GRPO["adv_clipped"], hyper(GRPO, "clip_range")
+    close(clipped_loss(a, ratio, math.inf), GRPO["unclipped"])
+    close(clipped_loss(a, ratio.clamp(1 - clip, 1 + clip), math.inf), GRPO["clipped"])
+    found = grpo.moved(new - GRPO["log_prob_old"], ratio, clip)
+    close(found["clipped"].mean(), GRPO["clip_frac"])
+    close(found["approx_kl"].mean(), GRPO["approx_kl"], CONSTANT)
 
     reference = grpo_transition(GRPO["v_ref"])[0]
     published, exact = (grpo.kl(mean, reference, std, -GRPO["dt"], form) for form in ("published", "exact"))
@@ -338,8 +460,9 @@ def test_grpo_ode_steps_outside_the_window():
     velocity = GRPO["v_theta"]
     prediction = Prediction(x - t * velocity, x + (1 - t) * velocity)
     inner = FlowSde(FlowSdeConfig(noise=hyper(GRPO, "noise_level")))
-    mean, std = Windowed(inner, 2, 5).transition(path, x, prediction, t, s)
-    inside = (index >= 2) & (index < 5)
+    start, stop = (index.unique()[i].item() for i in (1, -1))
+    mean, std = Windowed(inner, start, stop).transition(path, x, prediction, t, s)
+    inside = (index >= start) & (index < stop)
     assert inside.any() and not inside.all()  # noqa: PT018
     close(mean[~inside], GRPO["ode_next_theta"][~inside])
     close(mean[inside], GRPO["mean_theta"][inside])
@@ -350,7 +473,7 @@ def test_grpo_ode_steps_outside_the_window():
     ("name", "options"),
     [
         ("overlap", {}),
-        ("jump", {"window_stride": 2}),
+        ("jump", {"window_stride": GRPO["win_size"].item()}),
         ("clip", {}),
         ("decay", {"window_every": 5, "window_decay": "linear"}),
         ("expdecay", {"window_decay": "exponential", "window_decay_rate": 0.4, "window_decay_from": 2}),
@@ -370,8 +493,7 @@ def test_grpo_sliding_windows(name, options):
 
 
 def test_grpo_advantages_are_clipped():
-    limit = hyper(GRPO, "adv_clip_max")
-    close(GRPO["adv_global_std"].clamp(-limit, limit), GRPO["adv_clipped"])
+    close(clipped(GRPO["adv_global_std"], hyper(GRPO, "adv_clip_max")), GRPO["adv_clipped"])
 
 
 # Online DPO
@@ -381,6 +503,11 @@ def test_dpo_pairs():
     win, lose = online_dpo.best_against_worst(DPO["rewards"], DPO["group_ids"])
     assert torch.equal(win, DPO["pair_win"])
     assert torch.equal(lose, DPO["pair_lose"])
+    labels = torch.zeros(len(DPO["rewards"])).index_fill(0, win, 1).index_fill(0, lose, -1)
+    spread = advantages(DPO["rewards"], DPO["group_ids"]) != 0  # the published code pairs equals, too
+    groups = torch.isin(DPO["group_ids"], DPO["group_ids"][spread])
+    close(labels[groups], DPO["upstream_label"][groups])
+    assert not labels[~groups].any()
 
 
 def test_dpo_pairs_leave_out_what_is_not_finite():
@@ -399,6 +526,7 @@ def test_dpo_loss_and_gradients():
         close(reference, DPO[f"err_ref_{side}"])
         rewards[side] = online_dpo.implicit_reward(error, reference, beta)
         close(rewards[side], DPO[f"implicit_reward_{side}"])
+        close(online_dpo.implicit_reward(error, reference, -2.0), DPO[f"{side}_diff"])
     close(rewards["win"] - rewards["lose"], DPO["inside"])
     rows = online_dpo.dpo_loss(rewards["win"], rewards["lose"])
     close(rows, DPO["loss_per_pair"])
@@ -418,6 +546,21 @@ def test_dpo_on_noise_predictions():
         errors = (squared_error(eps, DPO["noise"]) for eps in (DPO[f"eps_theta_{side}"], reference))
         rewards.append(online_dpo.implicit_reward(*errors, hyper(DPO, "beta")))
     close(online_dpo.dpo_loss(*rewards).mean(), DPO["loss_eps"])
+
+
+def test_dpo_on_data_predictions():
+    """A network that predicts x0 is compared in the velocity that it implies."""
+    path, rewards = FlowPath(), []
+    for side in ("win", "lose"):
+        x_t, t = DPO[f"x_t_{side}"], like_rows(DPO["t"], DPO[f"x_t_{side}"])
+        theta = along(path, x_t, DPO["t"], DPO[f"v_theta_{side}"])
+        close(theta.x0, DPO[f"x0_theta_{side}"])
+        close(theta.eps, DPO[f"eps_theta_{side}"])
+        x0 = DPO[f"x0_theta_{side}"]
+        implied = path.direction(Prediction(x0, (x_t - (1 - t) * x0) / t))
+        errors = (squared_error(v, DPO[f"target_{side}"]) for v in (implied, DPO[f"v_ref_{side}"]))
+        rewards.append(online_dpo.implicit_reward(*errors, hyper(DPO, "beta")))
+    close(online_dpo.dpo_loss(*rewards), DPO["loss_per_pair"])
 
 
 def test_dpo_noised_pairs_and_times():

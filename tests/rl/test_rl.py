@@ -40,6 +40,8 @@ def test_contract(optimizer, options):
         (Draft, {"last": 3, "last_draw": "uniform", "kl": 0.1}),
         (Draft, {"refl": 2, "target": 0.5}),
         (Draft, {"noisings": 2}),
+        (Draft, {"last_draw": "each", "kl": 0.1}),
+        (Awm, {"ratio": "image", "kl_form": "elbo", "slow_kl_form": "elbo", "updates": 2}),
         (OnlineDpo, {"reference_every": 1, "time_draw": "uniform"}),
         (Srpo, {"levels": 50}),
     ],
@@ -109,7 +111,7 @@ def test_the_old_policy_draws(tmp_path):
         ({"kind": "nft", "updates": 41}, {}, "40 images"),
         ({"kind": "draft"}, {"reward": [{"kind": "toy-redness", "normalise": "zscore"}]}, "compares images"),
         ({"kind": "draft"}, {"reward": [{"kind": "toy-darkness"}]}, "'differentiable'"),
-        ({"kind": "draft", "noisings": 1, "last": 2}, {}, "leave refl and last out"),
+        ({"kind": "draft", "noisings": 1, "last": 2}, {}, "leave refl, last and last_draw out"),
         ({"kind": "srpo", "between": [30, 20]}, {}, "two ascending steps from 1 to 49"),
     ],
 )

@@ -22,11 +22,13 @@ ODD = {"file": "prompts.txt", "per_step": 3, "images_per_prompt": 3}
 METHODS = [
     {"kind": "nft", "updates": 2, "ema": 0.9},
     {"kind": "awm", "updates": 2},
+    {"kind": "awm", "updates": 2, "ratio": "image", "kl_form": "elbo"},
     {"kind": "online-dpo"},
     {"kind": "flow-grpo", "kl": 0.1, "updates": 2},
     {"kind": "flow-grpo", "kl": 0.1, "kl_form": "velocity", "log_prob": "guard", "updates": 2, "ema": 0.9},
     {"kind": "flow-grpo", "window": 2, "window_course": "random", "same_noise": True},
     {"kind": "draft", "last": 2, "kl": 0.1},
+    {"kind": "draft", "last_draw": "each"},
     {"kind": "srpo"},
 ]
 

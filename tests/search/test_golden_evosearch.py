@@ -12,6 +12,7 @@ from t2ialign.tensors.conditioning import Conditioning
 from t2ialign.tensors.paths import DiffusionPath
 from t2ialign_reno.engine import Engine, Method
 from t2ialign_reno.searches import Item, Search
+from t2ialign_search import evolution
 from t2ialign_search.config import EvoConfig
 from t2ialign_search.evolution import (
     Archive,
@@ -159,10 +160,26 @@ def test_operators():
     close(on_the_way, GOLDEN["op/children_xt"])
     close(torch.cat([kept, at_noise]), GOLDEN["op/next_xT"])
     close(torch.cat([kept, on_the_way]), GOLDEN["op/next_xt"])
+    assert len(kept) + len(at_noise) == GOLDEN["hp/pop_next"]
 
 
-def test_a_whole_search_in_the_published_form(walk):
+def test_a_whole_search_in_the_published_form(walk, monkeypatch):
+    selected = []
+
+    class Seen(Archive):
+        """Keeps what a generation selects from."""
+
+        @property
+        def outputs(self):
+            selected.append(super().outputs[0])
+            return super().outputs
+
+    monkeypatch.setattr(evolution, "Archive", Seen)
     best = evolve(walk, Recorded(), options("post"))
+    for k in range(len(SCHEDULE)):
+        assert any(x.shape == GOLDEN[f"run/archive_{k}"].shape for x in selected)
+        close(next(x for x in selected if len(x) == len(GOLDEN[f"run/archive_{k}"])), GOLDEN[f"run/archive_{k}"])
+    assert len(GOLDEN["run/timesteps"]) == STEPS
     assert walk.evaluations == GOLDEN["run/nfe"]
     close(best.fitness[0], GOLDEN["run/best_fit"])
     close(best.latents[0], GOLDEN["run/best_image"])
@@ -203,6 +220,8 @@ def zero_order_round(r):
 
 
 def test_neighbours():
+    assert torch.equal(GOLDEN["zo/candidates"][0][:1].view_as(GOLDEN["zo/pivot_0"]), GOLDEN["zo/pivot_0"])
+    assert GOLDEN["zo/v"].shape[:2] == (int(GOLDEN["hp/zo_rounds"]), int(GOLDEN["hp/zo_neighbors"]))
     cosine = GOLDEN["hp/zo_threshold"].item()
     for candidates, directions in zip(GOLDEN["zo/candidates"], GOLDEN["zo/v"], strict=True):
         pivots = candidates[:1].expand(len(directions), *candidates.shape[1:])

@@ -9,6 +9,7 @@ from torch import nn
 
 from t2ialign.config import LoraConfig
 from t2ialign.lora.adapter import Adapter
+from t2ialign.testing.toy import Redness
 from t2ialign_reno.objective import RewardGradient
 from t2ialign_search.hyper_noise.network import NoiseNetwork
 from t2ialign_search.hyper_noise.objective import losses, penalty, warmed
@@ -103,6 +104,12 @@ def test_what_the_two_networks_give(prefix):
     close(world.reward(base), GOLDEN["base_reward"])
     for form, name in (("mean", "mean"), ("norm", "norm"), ("half_sum", "half")):
         close(penalty(form, delta, x + delta).mean(), GOLDEN[f"{prefix}reg_{name}"])
+
+
+def test_latents_and_the_colour_that_is_followed():
+    assert list(GOLDEN["x"].shape[1:]) == GOLDEN["hp/latent_shape"].tolist()
+    redness = Redness(Redness.Config()).score(GOLDEN["red/image"], [""] * len(GOLDEN["red/image"]))
+    close(-redness.mean(), GOLDEN["red/loss"])
 
 
 def test_the_noise_network_is_exactly_nothing_at_first():

@@ -34,6 +34,11 @@ def advantages(rewards: Tensor, groups: Tensor, std: Literal["batch", "prompt"] 
     return result
 
 
+def clipped(advantages: Tensor, limit: float) -> Tensor:
+    """Within +-limit (n,)."""
+    return advantages.clamp(-limit, limit)
+
+
 def clipped_loss(advantages: Tensor, ratio: Tensor, clip: float) -> Tensor:
     """max(-A ratio, -A clamp(ratio, 1 - clip, 1 + clip)) (n,): PPO's pessimistic bound (arXiv 1707.06347, eq. 7)."""
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))

@@ -128,9 +128,10 @@ class AwmConfig(ForwardConfig):
     """``kind = "awm"``."""
 
     idle: ClassVar[tuple[Idle, ...]] = (
-        Idle("clip", "with updates = 1 all ratios are 1", lambda own, _: own.updates == 1, "more updates"),
+        Idle("clip ratio", "with updates = 1 all ratios are 1", lambda own, _: own.updates == 1, "more updates"),
         Idle("power", "only weighting = 'ghuber' has a power", lambda own, _: own.weighting != "ghuber"),
-        Idle("slow_decay", "slow_kl = 0 compares with no slow policy", lambda own, _: own.slow_kl == 0),
+        Idle("kl_form", "kl = 0 weighs no distance", lambda own, _: own.kl == 0),
+        Idle("slow_decay slow_kl_form", "slow_kl = 0 compares with no slow policy", lambda own, _: own.slow_kl == 0),
     )
 
     timestep_fraction: float = Field(0.9, gt=0, le=1, description="part of the grid that is used, from the noisy end")
@@ -139,8 +140,15 @@ class AwmConfig(ForwardConfig):
     )
     power: float = Field(0.25, gt=0, le=1, description="of ghuber")
     clip: float = Field(1.0, gt=0, description="ratios count only within 1 +- clip; of no effect with updates = 1")
+    ratio: Literal["time", "image"] = Field(
+        "time", description="a ratio for every noising of an image, or one from the means over its noisings"
+    )
     advantage_max: float = Field(1.0, gt=0, description="what an advantage at the clip becomes")
+    kl_form: Literal["uniform", "elbo"] = Field(
+        "uniform", description="elbo: distances over 2 std^2 of the noise level, so that clean times weigh more"
+    )
     slow_kl: float = Field(1.0, ge=0, description="weight of the squared distance to the slowly following policy")
+    slow_kl_form: Literal["uniform", "elbo"] = Field("uniform", description="the same for slow_kl")
     slow_decay: float = Field(0.3, ge=0, lt=1, description="largest decay of that policy, reached linearly")
 
     @property
@@ -305,7 +313,13 @@ class DraftConfig(DirectConfig):
     """``kind = "draft"``."""
 
     idle: ClassVar[tuple[Idle, ...]] = (
-        Idle("last_draw", "last = 1 leaves nothing to draw", lambda own, _: own.last == 1, "raise last"),
+        Idle(
+            "last_draw",
+            "last = 1 leaves nothing to draw",
+            lambda own, _: own.last == 1 and own.last_draw == "uniform",
+            "raise last",
+        ),
+        Idle("last", "last_draw = 'each' draws for all calls", lambda own, _: own.last_draw == "each"),
         Idle(
             "last",
             "the sampler calls the network less often",
@@ -321,8 +335,10 @@ class DraftConfig(DirectConfig):
     )
 
     last: int = Field(1, ge=1, description="network calls at the end that keep their gradient: K")
-    last_draw: Literal["fixed", "uniform"] = Field(
-        "fixed", description="K itself, or a number from 1 to K, drawn for every step (AlignProp)"
+    last_draw: Literal["fixed", "uniform", "each"] = Field(
+        "fixed",
+        description="K itself; a number from 1 to K, drawn for every step (AlignProp); or every call keeps its gradient"
+        " by a draw of its own, the likelier the later it is (TRL)",
     )
     refl: int | None = Field(
         None, ge=1, description="end at one of so many last calls, and take the x0 predicted there for the image (ReFL)"
@@ -334,8 +350,8 @@ class DraftConfig(DirectConfig):
 
     @model_validator(mode="after")
     def _one_form(self) -> DraftConfig:
-        if self.noisings and (self.refl is not None or self.last > 1):
-            raise ValueError("noisings learns from one step of its own: leave refl and last out")
+        if self.noisings and (self.refl is not None or self.last > 1 or self.last_draw == "each"):
+            raise ValueError("noisings learns from one step of its own: leave refl, last and last_draw out")
         return self
 
     def requires(self) -> Requirements:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from t2ialign.tensors.paths import DiffusionPath
+from t2ialign import Prediction
+from t2ialign.tensors.paths import DiffusionPath, LinearPath
 
 
 def squared_error(a: Tensor, b: Tensor) -> Tensor:
@@ -26,6 +27,14 @@ def noised(path: DiffusionPath, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """x_t = alpha(t) x0 + sigma(t) eps, one time (n,) for each row (n, ...)."""
     alpha, sigma = path.coefficients(t)
     return like_rows(alpha, x0) * x0 + like_rows(sigma, x0) * noise
+
+
+def along(path: DiffusionPath, x: Tensor, t: Tensor, direction: Tensor) -> Prediction:
+    """The prediction at x (n, ...) and t (n,) that has this direction (n, ...)."""
+    alpha, sigma = (like_rows(c, x) for c in path.coefficients(t))
+    if isinstance(path, LinearPath):
+        return Prediction((x - sigma * direction) / (alpha + sigma), (x + alpha * direction) / (alpha + sigma))
+    return Prediction((x - sigma * direction) / alpha, direction)
 
 
 def flow_time(path: DiffusionPath, t: Tensor) -> Tensor:

@@ -109,6 +109,10 @@ class ForwardProcess(SlowPolicy):
             behaviour: theta before the step's first update, where the step has several.
         """
 
+    def whole_images(self) -> bool:
+        """Whether ``losses`` gets all times of an image together, one after another, and gives one value for them."""
+        return False
+
     @abstractmethod
     def positions(self, source: torch.Generator) -> Tensor:
         """Positions on the time grid (times,) for one image."""
@@ -131,6 +135,11 @@ class ForwardProcess(SlowPolicy):
             found = Noised(denoiser.rows(image), x0, noise, x, t[rows], better[image])
             return self.losses(found, behaviour)
 
+        def of_images(images: Tensor) -> dict[str, Tensor]:
+            return losses((images[:, None] * times + torch.arange(times, device=images.device)).flatten())
+
+        if self.whole_images():
+            return self.update(index, rewards.isfinite(), 1, of_images, times)
         return self.update(index, rewards.isfinite(), times, losses)
 
 

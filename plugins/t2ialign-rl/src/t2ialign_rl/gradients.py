@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,23 +11,24 @@ from torch import Tensor
 from t2ialign import Denoiser, Prediction, RewardError, StepResult, UsageError
 from t2ialign.problem.mix import RewardMix
 from t2ialign.problem.problem import Problem
+from t2ialign_rl.forward import along
 from t2ialign_rl.forward_process import distance
 from t2ialign_rl.loop import SHOWN, Online
 
 
 class LastCalls(Denoiser):
-    """A denoiser whose calls before the last ones are constants: what they give has no gradient.
+    """A denoiser some of whose calls are constants: the direction that they give has no gradient.
 
     Attributes:
         last: time of the latest call.
         drift: squared distance (n,) to the base model's direction, summed over the calls with a gradient.
     """
 
-    def __init__(self, inner: Denoiser, constant: int, base: Callable[[], Any] | None = None) -> None:
+    def __init__(self, inner: Denoiser, constant: Collection[int], base: Callable[[], Any] | None = None) -> None:
         """
         Args:
             inner: bound to n rows.
-            constant: calls without a gradient that come first.
+            constant: numbers of the calls without a gradient, from 0.
             base: context in which ``inner`` is the base model; None leaves ``drift`` out.
         """
         super().__init__(inner.path, inner.conditioning)
@@ -37,9 +38,12 @@ class LastCalls(Denoiser):
 
     def predict(self, x: Tensor, t: Tensor) -> Prediction:
         self.last = t
-        if self.evaluations <= self.constant:
+        if self.evaluations - 1 in self.constant:
             with torch.no_grad():
-                return self.inner.predict(x, t)
+                prediction = self.inner.predict(x, t)
+            if not x.requires_grad:
+                return prediction
+            return along(self.path, x, t, self.path.direction(prediction))
         if self.base and torch.is_grad_enabled():
             with torch.no_grad(), self.base():
                 base = self.inner.predict(x, t)

@@ -91,8 +91,9 @@ class Online(LoraOptimizer):
             None if drawn.log_probs is None else collect(drawn.log_probs),
         )
 
-    def update(self, index: int, finite: Tensor, times: int, losses: Losses) -> dict[str, float]:
-        """The step's updates on all images with a finite reward (N,), at ``times`` rows for each image."""
+    def update(self, index: int, finite: Tensor, times: int, losses: Losses, size: int = 1) -> dict[str, float]:
+        """The step's updates on all images with a finite reward (N,), at ``times`` rows for each image, each of which
+        is ``size`` rows for the network."""
         problem, config, parameters = self.problem, self.config, list(self.parameters.values())
         kept = finite.nonzero().flatten().cpu()
         seed = seeding.derive(problem.spec.run.seed, "rl-order", index)
@@ -102,9 +103,12 @@ class Online(LoraOptimizer):
             if not len(images):
                 continue  # too few scores were finite
             rows = (images[:, None] * times + torch.arange(times)).flatten()
-            means, problem.micro_batch = accumulate(
-                parameters, rows, losses, self.losses_reported, problem.micro_batch, problem.world, problem.sharded
+            micro_batch = max(1, problem.micro_batch // size)
+            means, fits = accumulate(
+                parameters, rows, losses, self.losses_reported, micro_batch, problem.world, problem.sharded
             )
+            if fits < micro_batch:
+                problem.micro_batch = fits * size
             means["gradient_norm"] = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
             if self.acceptable(means):
                 self.solver.step()

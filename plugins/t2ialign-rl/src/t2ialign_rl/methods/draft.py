@@ -3,13 +3,14 @@
 x_T ~ noise;  x_0 = sampler(x_T), where all but the last K calls of the network are constants
 L = mean of -r(decode(x_0)), or max(0, target - r)                                      + kl |v_theta - v_base|^2
 
-DRaFT-K has a fixed K, AlignProp draws it. ReFL ends at one of the last steps and takes the x0 predicted there.
-DRaFT-LV noises x_0 again to the last step's noise level, several times, and learns from those steps alone.
+DRaFT-K has a fixed K, AlignProp draws it; in TRL each call keeps its gradient by a draw of its own. ReFL ends at one of
+the last steps and takes the x0 predicted there. DRaFT-LV noises x_0 again to the last step's noise level, several
+times, and learns from those steps alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 import torch
@@ -36,6 +37,15 @@ def stopped_at(sampler: StepSampler, denoiser: Denoiser, noise: Tensor, seeds: S
     return denoiser(x, times[end]).x0
 
 
+def constant_calls(draws: Tensor) -> list[int]:
+    """Calls without a gradient, from one draw a call (calls,): i where draw i is larger than i.
+
+    Draws from 0 to ``calls`` make later calls likelier to keep theirs. Where none would, the last one does.
+    """
+    numbers = (draws > torch.arange(len(draws))).nonzero().flatten().tolist()
+    return numbers[:-1] if len(numbers) == len(draws) else numbers
+
+
 class Draft(DirectGradients):
     """Every image of a step is drawn with gradients, once."""
 
@@ -51,12 +61,12 @@ class Draft(DirectGradients):
 
     def step(self, index: int) -> StepResult:
         problem, batch = self.problem, self.problem.draw(index)
-        end, first = self.drawn(index)
+        end, constant = self.drawn(index)
 
         def losses(rows: Tensor) -> dict[str, Tensor]:
             conditioning, seeds = batch.conditioning[rows.cpu()], [batch.seeds[row] for row in rows.tolist()]
             inner = problem.backend.denoiser(conditioning)
-            denoiser = LastCalls(inner, first, problem.adapter.disabled if self.config.kl else None)
+            denoiser = LastCalls(inner, constant, problem.adapter.disabled if self.config.kl else None)
             total = loss = torch.zeros(len(rows), device=problem.device)
             raw: dict[str, Tensor] = {}
 
@@ -77,18 +87,22 @@ class Draft(DirectGradients):
         everything = torch.ones(len(batch.seeds), dtype=torch.bool)
         return self.report(self.update(index, everything, 1, losses))
 
-    def drawn(self, index: int) -> tuple[int | None, int]:
-        """The step where ReFL ends, or None, and the number of calls without a gradient; one draw for all images."""
+    def drawn(self, index: int) -> tuple[int | None, Collection[int]]:
+        """The step where ReFL ends, or None, and the calls without a gradient; one draw for all images."""
         config, seed = self.config, self.problem.spec.run.seed
         source = seeding.generator(seeding.derive(seed, "draft", index))
         end, calls = None, self.calls
         if config.refl is not None:
             end = calls - 1 - int(torch.randint(min(config.refl, calls), (), generator=source))
             calls = end + 1
+        if config.noisings:
+            return end, range(self.calls)
+        if config.last_draw == "each":
+            return end, constant_calls(torch.randint(calls + 1, (calls,), generator=source))
         last = min(config.last, calls)
         if config.last_draw == "uniform":
             last = 1 + int(torch.randint(last, (), generator=source))
-        return end, calls - last if not config.noisings else self.calls
+        return end, range(calls - last)
 
     def estimates(self, denoiser: LastCalls, seeds: list[int], end: int | None) -> list[Tensor]:
         """Clean latents with a gradient (n, *latent), one or as many as ``noisings``."""

@@ -18,7 +18,7 @@ from t2ialign import Prediction, StepResult, StepSampler, UsageError
 from t2ialign.problem.problem import Problem
 from t2ialign.problem.transitions import Buffer, Policy, noise_levels
 from t2ialign.tensors.gaussian import divergence, log_prob
-from t2ialign_rl.advantages import advantages, clipped_loss
+from t2ialign_rl.advantages import advantages, clipped, clipped_loss
 from t2ialign_rl.config import FlowGrpoConfig
 from t2ialign_rl.forward import flow_time
 from t2ialign_rl.forward_process import distance
@@ -61,11 +61,22 @@ def log_ratio(change: Tensor, mean: Tensor, old: Tensor | None, std: Tensor, for
     return change * level + (mean - old).square().flatten(1).mean(1) / (2 * level)
 
 
+def moved(change: Tensor, ratio: Tensor, clip: float) -> dict[str, Tensor]:
+    """How far the policy is from the one that drew (n,): which ratios the clip holds, and half the squared change of
+    the mean log-density, an estimate of the divergence.
+
+    Args:
+        change: of the mean log-density (n,).
+        ratio: (n,).
+    """
+    return {"clipped": ((ratio - 1).abs() > clip).to(ratio), "approx_kl": change.square() / 2}
+
+
 class FlowGrpo(Online):
     """The present policy draws trajectories; the loss is on their steps."""
 
     Config = FlowGrpoConfig
-    losses_reported = ("policy", "kl", "ratio", "ratio_error")
+    losses_reported = ("policy", "kl", "ratio", "ratio_error", "clipped", "approx_kl")
 
     def setup(self, problem: Problem) -> None:
         """
@@ -88,7 +99,7 @@ class FlowGrpo(Online):
         assert drawn.trajectory is not None and drawn.log_probs is not None  # noqa: PT018
         rewards = problem.rewards.combine(drawn.scores, batch.prompt_index)
         better = advantages(rewards, batch.prompt_index, config.advantage_std)
-        better = better.clamp(-config.advantage_clip, config.advantage_clip)
+        better = clipped(better, config.advantage_clip)
 
         steps = noise_levels(sampler, denoiser.path, times)[:last].nonzero().flatten()
         policy = Policy(denoiser, sampler, Buffer.of(drawn.trajectory, drawn.trajectory[:, 1:], steps))
@@ -120,7 +131,8 @@ class FlowGrpo(Online):
                     reference = policy.transition(rows, other)[0]
                     drift = kl(mean, reference, std, lengths[buffer.step[rows]], config.kl_form)
             total = loss + config.kl * drift
-            return {"total": total, "policy": loss, "kl": drift, "ratio": ratio, "ratio_error": (ratio - 1).abs()}
+            found = {"total": total, "policy": loss, "kl": drift, "ratio": ratio, "ratio_error": (ratio - 1).abs()}
+            return found | moved(change, ratio, config.clip)
 
         return self.result(drawn, self.update(index, rewards.isfinite(), len(steps), losses))
 

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from t2ialign_rl.advantages import clipped
 from t2ialign_rl.config import NftConfig
 from t2ialign_rl.forward_process import ForwardProcess, Noised, distance, predicted
 
@@ -34,7 +35,7 @@ def optimality(advantages: Tensor, clip: float, mode: Mode = "all") -> Tensor:
         clip: M, the advantage from which on an image counts as surely good.
         mode: which advantages count: all, those of one sign, 1 for good ones and 0 else, or their signs.
     """
-    a = advantages.clamp(-clip, clip)
+    a = clipped(advantages, clip)
     match mode:
         case "positive-only":
             a = a.clamp(min=0)
@@ -47,11 +48,15 @@ def optimality(advantages: Tensor, clip: float, mode: Mode = "all") -> Tensor:
     return (a / (2 * clip) + 0.5).clamp(0, 1)
 
 
+def divisor(error: Tensor) -> Tensor:
+    """w (n,) of the errors of rows (n, ...): their mean absolute value, without gradient and never 0."""
+    return error.detach().double().abs().flatten(1).mean(1).clamp(min=SMALLEST)
+
+
 def matching(estimate: Tensor, x0: Tensor) -> Tensor:
     """Squared error over mean absolute error of rows (n, ...): (n,)."""
     error = estimate - x0
-    weight = error.detach().double().abs().flatten(1).mean(1).clamp(min=SMALLEST)
-    return error.square().flatten(1).mean(1) / weight.to(error)
+    return error.square().flatten(1).mean(1) / divisor(error).to(error)
 
 
 def nft_loss(x0_theta: Tensor, x0_old: Tensor, x0: Tensor, r: Tensor, beta: float) -> Tensor:
