@@ -72,9 +72,26 @@ def test_numerics_compilation_and_guidance_arrive():
     assert "compile" not in tomllib.loads(spec_text("main.py --backend sana_one_step"))["backend"]
 
 
+def test_what_other_backends_would_refuse_is_not_read():
+    text = spec_text("main.py --backend var --sana_lora_dropout 0.1 --inf_use_flex_attn 1 --max_log_batches 3")
+    assert "# --inf_use_flex_attn: not read by backend var." in text
+    assert tomllib.loads(text)["samples"]["count"] == 6
+
+
+def test_a_prompt_cache_is_left_aside_where_the_texts_are_given():
+    text = spec_text("main.py --backend sana_one_step --sana_encoded_prompts a.pt --sana_prompts_txt a.txt")
+    assert "# --sana_encoded_prompts: never opened" in text
+    assert tomllib.loads(text)["prompts"]["file"] == "a.txt"
+
+
+def test_sizes_need_not_be_square():
+    sana = "main.py --backend sana_one_step --sana_width_latent 24 --sana_height_latent 16"
+    assert tomllib.loads(spec_text(sana))["backend"]["image_size"] == [512, 768]
+
+
 def test_what_differs_is_a_comment():
     text = spec_text(
-        "main.py --backend sana_one_step --promptnorm true --tf32 true --sana_lora_dropout 0.1 --inf_top_k 3"
+        "main.py --backend sana_one_step --promptnorm true --tf32 true --sana_lora_dropout 0 --inf_top_k 3"
     )
     assert "# --promptnorm: both values are 'zscore'" in text
     assert "# --tf32: " in text
@@ -97,6 +114,13 @@ def test_what_differs_is_a_comment():
         ("main.py --inf_cfg_list 3,x", "comma-separated"),
         ("main.py --w_pick 0", "nothing would be optimised"),
         ("main.py --inf_cfg_insertion_layer 1", "guides nothing there"),
+        ("main.py --backend sana_one_step --sana_lora_dropout 0.1", "--sana_lora_dropout 0.1 .* without dropout"),
+        ("main.py --backend sana_one_step --sana_dtype_latents bfloat16", "--sana_dtype_latents bfloat16 .* float32"),
+        ("main.py --backend zimage --zimage_attention_backend sage", "--zimage_attention_backend sage .* native"),
+        ("main.py --backend zimage --zimage_encoded_prompts a.pt", "never opened; .* --zimage_prompts_txt FILE"),
+        ("main.py --backend zimage --zimage_use_vae_lora --zimage_vae_lora_r 4", "--zimage_lora_r the same"),
+        ("main.py --inf_use_flex_attn 1", "--inf_use_flex_attn 1 .* leave it out"),
+        ("main.py --inf_text_channels 768", "--inf_text_channels 768 .* --inf_text_encoder_ckpt"),
         ("main.py --compile_mode fastest", "--compile_mode is one of default, reduce-overhead, max-autotune"),
     ],
 )

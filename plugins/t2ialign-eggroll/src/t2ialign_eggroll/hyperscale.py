@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from t2ialign.errors import UsageError, nearest
-from t2ialign_eggroll.hyperscale_flags import FLAGS, Flag
+from t2ialign_eggroll.hyperscale_flags import CACHES, FLAGS, REFUSED, Flag
 
 BACKENDS = ("sana_one_step", "sana_pipeline", "var", "zimage", "infinity")
 PREFIX = {"sana_one_step": "sana", "sana_pipeline": "sana", "var": "var", "zimage": "zimage", "infinity": "inf"}
@@ -32,15 +32,18 @@ def spec_text(command: str) -> str:
         command: "python main.py --backend var --pop_size 32"; what stands before the first flag is not looked at.
 
     Raises:
-        UsageError: an unknown flag, a value of the wrong type, or text that is no flag.
+        UsageError: an unknown flag, a value of the wrong type, text that is no flag, or what cannot be had here.
     """
     given = parse(command)
     value: dict[str, Any] = {name: given.get(name, flag.default) for name, flag in FLAGS.items()}
+    _refuse(given, value)
     tables = {"run": _run(value)} | _backend(value) | {"optimizer": _optimizer(value)}
     tables["backend"] |= _compilation(value["backend"], given)
     lines = ["# From a command line of HyperscaleES_T2I.", *_comments(given, value["backend"])]
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {_toml(entry)}" for key, entry in table.items())]
+    logged = max(1, value["max_log_batches"]) * _prompts(value)["per_step"]
+    lines += ["", "[samples]", f"count = {min(logged, 64)}"]
     for kind, weight in _rewards(value).items():
         lines += ["", "[[reward]]", f"kind = {_toml(kind)}", f"weight = {_toml(weight)}"]
     lines += ["", "[prompts]", *(f"{key} = {_toml(entry)}" for key, entry in _prompts(value).items())]
@@ -88,6 +91,27 @@ def _typed(name: str, text: str) -> bool | int | float | str:
     if isinstance(found, float) and not math.isfinite(found):
         raise UsageError(f"--{name} is {'a whole number' if isinstance(default, int) else 'a number'}, not '{text}'")
     return found
+
+
+def _refuse(given: dict[str, Any], value: dict[str, Any]) -> None:
+    """One error for flags of the chosen backend that ask for what is not here."""
+    prefix = PREFIX[value["backend"]]
+    for name in (name for name in given if name.startswith(f"{prefix}_")):
+        entry = given[name]
+        if name in REFUSED and entry not in REFUSED[name][0]:
+            raise UsageError(f"--{name} {entry} is not here: {REFUSED[name][1]}")
+        if name in CACHES and CACHES[name] not in given:
+            raise UsageError(
+                f"--{name}: a .pt file can run code and is never opened; give its prompts as text, --{CACHES[name]}"
+                " FILE: they are encoded before the first step, once, and cached"
+            )
+        if name.startswith("zimage_vae_lora_") and value["zimage_use_vae_lora"]:
+            own = name.replace("_vae_", "_")
+            if entry != value[own]:
+                raise UsageError(
+                    f"--{name} {entry} is not here: network and decoder share one rank, alpha and list of targets; give"
+                    f" --{own} the same, or leave it out"
+                )
 
 
 def _comments(given: dict[str, Any], backend: str) -> Iterable[str]:

@@ -25,9 +25,33 @@ class Flag:
     changes: bool = False
 
 
-CACHE = "texts are encoded before the first step and cached by content; their .pt caches are not read"
+CACHE = "texts are encoded before the first step and cached by content"
+PT = "never opened, for a .pt file can run code; refused unless a file of prompts is given, to encode and cache"
 LAYERS = "backend.lora.targets"
-DROPOUT = "members are scored without dropout, as images are drawn; above 0 it would add noise to scores"
+DROPOUT = "above 0 refused: members are scored without dropout, as images are drawn"
+#: What cannot be had here: the values that change nothing, and what to do about any other.
+REFUSED: dict[str, tuple[tuple[float | str, ...], str]] = {
+    **dict.fromkeys(
+        ("sana_lora_dropout", "var_lora_dropout", "zimage_lora_dropout", "zimage_vae_lora_dropout", "inf_lora_dropout"),
+        ((0.0,), "members are scored without dropout, as images are drawn: leave it out"),
+    ),
+    "sana_dtype_latents": (
+        (),
+        "noise is drawn and stepped in float32, and backend.dtype is the network's alone: leave it out",
+    ),
+    "zimage_attention_backend": (
+        ("flash", "native", "sdpa"),
+        "torch's own attention chooses its kernel: give native, or leave it out",
+    ),
+    "inf_use_flex_attn": ((0,), "attention is torch's own, which gives the same but for rounding: leave it out"),
+    "inf_text_channels": ((2048,), "the text encoder's own width is used: name the encoder by --inf_text_encoder_ckpt"),
+}
+#: Their caches of prompts, and the flag that names the same prompts as text.
+CACHES = {
+    "sana_encoded_prompts": "sana_prompts_txt",
+    "zimage_encoded_prompts": "zimage_prompts_txt",
+    "inf_encoded_prompts": "inf_prompts_txt",
+}
 
 FLAGS: dict[str, Flag] = {
     # the run
@@ -81,15 +105,15 @@ FLAGS: dict[str, Flag] = {
     # images
     "prompts_per_gen": Flag(4, "prompts.per_step"),
     "batches_per_gen": Flag(4, "prompts.images_per_prompt"),
-    "max_log_batches": Flag(1, "samples.count", "grids at fixed prompts and noise instead of strips"),
+    "max_log_batches": Flag(1, "samples.count", "times prompts_per_gen images, at fixed prompts and noise"),
     "max_batch": Flag(2, "run.micro_batch", "images per batch; theirs repeats pictures within a prompt", True),
     # Sana Sprint
     "sana_model": Flag("Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", "backend.checkpoint"),
-    "sana_encoded_prompts": Flag("encoded_prompts_sana_unifed.pt", "", CACHE),
+    "sana_encoded_prompts": Flag("encoded_prompts_sana_unifed.pt", "", PT),
     "sana_guidance_scale": Flag(4.5, "backend.guidance_scale"),
     "sana_width_latent": Flag(16, "backend.image_size", "32 pixels each"),
     "sana_height_latent": Flag(16, "backend.image_size", "32 pixels each"),
-    "sana_dtype_latents": Flag("float16", "", "noise is drawn in float32 on the CPU, one generator per image", True),
+    "sana_dtype_latents": Flag("float16", "", "refused: noise is drawn in float32, one generator per image", True),
     "sana_lora_r": Flag(2, "backend.lora.rank"),
     "sana_lora_alpha": Flag(8, "backend.lora.alpha"),
     "sana_lora_dropout": Flag(0.0, "", DROPOUT, True),
@@ -116,7 +140,7 @@ FLAGS: dict[str, Flag] = {
     # Z-Image
     "zimage_model": Flag("Tongyi-MAI/Z-Image-Turbo", "backend.checkpoint"),
     "zimage_prompts_txt": Flag("untitled.txt", "prompts.file"),
-    "zimage_encoded_prompts": Flag("encoded_zimage_untitledtxt_big.pt", "", CACHE),
+    "zimage_encoded_prompts": Flag("encoded_zimage_untitledtxt_big.pt", "", PT),
     "zimage_auto_encode": Flag(False, "", CACHE),
     "zimage_width": Flag(384, "backend.image_size"),
     "zimage_height": Flag(384, "backend.image_size"),
@@ -125,7 +149,10 @@ FLAGS: dict[str, Flag] = {
     "zimage_micro_batch": Flag(1, "run.micro_batch"),
     "zimage_dtype": Flag("bfloat16", "backend.dtype"),
     "zimage_attention_backend": Flag(
-        "flash", "", "torch's attention, which takes its flash kernel where that fits; rounding alone", True
+        "flash",
+        "",
+        "torch's, flash where that fits; refused unless flash, native or sdpa",
+        True,
     ),
     "zimage_compile_transformer": Flag(False, "backend.compile"),
     "zimage_use_gguf": Flag(False, "backend.network_file"),
@@ -138,10 +165,10 @@ FLAGS: dict[str, Flag] = {
     "zimage_lora_dropout": Flag(0.0, "", DROPOUT, True),
     "zimage_lora_targets": Flag("to_q,to_k,to_v,linear,w1,w2,w3", LAYERS),
     "zimage_use_vae_lora": Flag(False, "backend.lora_decoder", "rank, alpha and targets are the network's", True),
-    "zimage_vae_lora_r": Flag(2, "backend.lora.rank", "one rank for network and decoder", True),
-    "zimage_vae_lora_alpha": Flag(8, "backend.lora.alpha", "one alpha for network and decoder", True),
+    "zimage_vae_lora_r": Flag(2, "backend.lora.rank", "refused unless the network's", True),
+    "zimage_vae_lora_alpha": Flag(8, "backend.lora.alpha", "refused unless the network's", True),
     "zimage_vae_lora_dropout": Flag(0.0, "", DROPOUT, True),
-    "zimage_vae_lora_targets": Flag("to_q,to_k,to_v,to_out.0", LAYERS, "one list for network and decoder", True),
+    "zimage_vae_lora_targets": Flag("to_q,to_k,to_v,to_out.0", LAYERS, "refused unless the network's", True),
     # Infinity
     "inf_variant": Flag("8b_512", "backend.variant"),
     "inf_model_path": Flag("infinity_2b_reg.pth", "backend.checkpoint", "the variant decides, as it does there"),
@@ -152,10 +179,10 @@ FLAGS: dict[str, Flag] = {
     "inf_model_type": Flag("infinity_2b", "backend.variant", "the variant decides, as it does there"),
     "inf_apply_spatial_patchify": Flag(0, "backend.variant", "the variant decides, as it does there"),
     "inf_checkpoint_type": Flag("torch", "backend.variant", "the variant decides, as it does there"),
-    "inf_encoded_prompts": Flag("encoded_prompts_infinity.pt", "", CACHE),
+    "inf_encoded_prompts": Flag("encoded_prompts_infinity.pt", "", PT),
     "inf_h_div_w_template": Flag(1.0, "backend.aspect_ratio"),
-    "inf_text_channels": Flag(2048, "", "read from the text encoder"),
-    "inf_use_flex_attn": Flag(0, "", "plain attention; rounding alone", True),
+    "inf_text_channels": Flag(2048, "", "read from the text encoder; another value is refused"),
+    "inf_use_flex_attn": Flag(0, "", "1 refused: torch's own attention, rounding alone", True),
     "inf_bf16": Flag(1, "backend.dtype"),
     "inf_guidance_scale": Flag(3.0, "", "never read there; inf_cfg_list acts"),
     "inf_prompts_txt": Flag("untitled1.txt", "prompts.file"),
