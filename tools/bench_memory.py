@@ -2,6 +2,7 @@
 
 python tools/bench_memory.py --photographs 32
 python tools/bench_memory.py --bench 200 2000
+python tools/bench_memory.py --sample 20 1000
 """
 
 from __future__ import annotations
@@ -39,15 +40,24 @@ def _bench(images: int) -> float:
         return peak(["bench", str(prompts), str(SPEC), "--images", str(images), "--no-more", "--out", f"{name}/bench"])
 
 
+def _sample(images: int) -> float:
+    with tempfile.TemporaryDirectory() as name:
+        size = ["--set", "backend.image_size=128", "--set", 'run.device="cpu"']
+        return peak(["sample", str(SPEC), *size, "-p", "a red circle", "-n", str(images), "--out", f"{name}/out"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photographs", type=int, default=32, help="of 24 megapixels")
     parser.add_argument("--reward", default="jpeg-compressibility")
     parser.add_argument("--bench", type=int, nargs="+", default=[], help="images of a bench of the quickstart's base")
+    parser.add_argument("--sample", type=int, nargs="+", default=[], help="images of 128 px of the quickstart's base")
     options = parser.parse_args()
+    for images in options.sample:
+        print(f"sample, {images} images: {_sample(images):,.0f} MB", flush=True)
     for images in options.bench:
         print(f"bench, {images} images: {_bench(images):,.0f} MB", flush=True)
-    if options.bench:
+    if options.bench or options.sample:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 
 from t2ialign import plugins as registry_module
 from t2ialign.cli.running import Overrides, SpecFile
+from t2ialign.errors import UsageError
 from t2ialign.evaluation.schedule import schedule
 from t2ialign.foreign import shown
 from t2ialign.plugins import Registry
@@ -70,12 +71,22 @@ def _lora_parameters(spec: Spec) -> str:
     modules = {name.removesuffix(".weight"): shape for name, shape in shapes.items() if name.endswith(".weight")}
     if config.lora.start is not None:
         return "those of backend.lora.start"
-    targets = config.lora.targets or config.lora_targets()
-    adapted = {
-        name: shape
-        for name, shape in modules.items()
-        if len(shape) in (2, 4) and any(name == target or name.endswith(f".{target}") for target in targets)
-    }
+
+    def layers_of(targets: Sequence[str]) -> dict[str, list[int]]:
+        return {
+            name: shape
+            for name, shape in modules.items()
+            if len(shape) in (2, 4) and any(name == target or name.endswith(f".{target}") for target in targets)
+        }
+
+    usual = layers_of(config.lora_targets())
+    adapted = layers_of(config.lora.targets) if config.lora.targets else usual
+    lost = [target for target in config.lora.targets or () if usual and not layers_of([target])]
+    if lost:  # usual ones are there, so the headers' names are those of layers
+        raise UsageError(
+            f"backend.lora.targets: no layer of the network is called {', '.join(map(repr, lost))}; the usual ones:"
+            f" {', '.join(config.lora_targets())}"
+        )
     if not adapted:
         return "known once the checkpoint is on disk"
     count = 0

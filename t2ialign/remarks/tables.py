@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from t2ialign.config import (
     BackendConfig,
@@ -16,7 +17,7 @@ from t2ialign.config import (
 )
 from t2ialign.idle import Idle, declared
 from t2ialign.spec.checkpoints import is_local
-from t2ialign.spec.model import Plan, Spec
+from t2ialign.spec.model import ChosenReward, Plan, Spec
 from t2ialign.tracker_options import (
     MlflowConfig,
     SwanlabConfig,
@@ -39,6 +40,10 @@ def _steps(spec: Spec) -> int:
 
 def _evaluated(spec: Spec) -> int:
     return len(spec.evaluation_prompts()) * spec.evaluation.images_per_prompt
+
+
+def _weighs(reward: ChosenReward) -> bool:
+    return reward.mix.weight != 0
 
 
 def _column_idle(reference: str) -> bool:
@@ -67,6 +72,12 @@ IDLE: dict[type[Config], tuple[Idle, ...]] = {
             "the run has fewer steps, and saves one checkpoint, at its end",
             lambda own, spec: own.checkpoint_every > _steps(spec),
             "lower it if a kill shall lose less",
+        ),
+        Idle(
+            "timeout",
+            "a run of one process waits for no other",
+            lambda own, spec: int(os.environ.get("WORLD_SIZE", "1")) == 1,
+            "nothing, if the run is to have several",
         ),
         Idle(
             "keep_checkpoints",
@@ -127,6 +138,13 @@ IDLE: dict[type[Config], tuple[Idle, ...]] = {
         ),
     ),
     RewardMixConfig: (
+        Idle(
+            "weight",
+            "the optimizer's shaping takes the scale of a single reward away",
+            lambda own, spec: (
+                own.weight > 0 and spec.optimizer_config.scale_free() and sum(map(_weighs, spec.rewards)) == 1
+            ),
+        ),
         Idle(
             "range",
             "only normalise = 'range' reads it",

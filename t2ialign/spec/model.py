@@ -79,6 +79,10 @@ class OptimizerConfig(Config):
         """
         return Plan(spec.run.steps, spec.prompts.per_step * spec.prompts.images_per_prompt)
 
+    def scale_free(self) -> bool:
+        """Whether a common factor of all rewards changes nothing."""
+        return False
+
     def further_prompts(self, spec: Spec) -> list[str]:
         """Texts besides the training and evaluation prompts that the optimizer draws: they are encoded with those."""
         return []

@@ -72,6 +72,7 @@ def rew(kind: str, **options: Any) -> Tables:
 
 
 CASE_FILES = ROOT / "tests/golden/cases"
+CLIPPING = str(ROOT / "tests/golden/clipping")
 TXT, CSV = str(CASE_FILES / "04-unicode-line-breaks/p.txt"), str(CASE_FILES / "02-prompt-csv/drawbench.csv")
 VAR = {"checkpoint": "pkg:t2ialign_shapes/checkpoints/var"}
 JUDGE = {"model": "a/b"}
@@ -87,6 +88,7 @@ CASES: list[tuple[str, Tables, Tables]] = [
         {"run": {"steps": 4, "checkpoint_every": 9}},
         {"run": {"steps": 9, "checkpoint_every": 9}},
     ),
+    ("run.timeout", {"run": {"timeout": 60.0}}, {}),
     (
         "run.keep_checkpoints",
         {"run": {"steps": 10, "keep_checkpoints": 3}},
@@ -142,6 +144,11 @@ CASES: list[tuple[str, Tables, Tables]] = [
         rew("jpeg-compressibility", range=[0.0, 1.0], normalise="range"),
     ),
     (
+        "weight",
+        rew("jpeg-compressibility", weight=2.0) | opt("eggroll", shaping="zscore"),
+        rew("jpeg-compressibility", weight=2.0) | opt("eggroll"),
+    ),
+    (
         "normalise",
         rew("jpeg-compressibility", weight=0.0, normalise="rank"),
         rew("jpeg-compressibility", normalise="rank"),
@@ -170,6 +177,17 @@ CASES: list[tuple[str, Tables, Tables]] = [
         "backend.gradient_checkpointing",
         back(gradient_checkpointing=["decoder"]) | opt("nft"),
         back(gradient_checkpointing=["decoder"]) | opt("draft"),
+    ),
+    ("backend.vae_tiling", back(vae_tiling=True), back(vae_tiling=True, image_size=64)),
+    (
+        "backend.checkpoint",
+        of("backend", "sdxl", checkpoint=CLIPPING) | sam("ddim"),
+        of("backend", "sdxl", checkpoint=CLIPPING) | sam("diffusers", scheduler="DDPMScheduler"),
+    ),
+    (
+        "backend.checkpoint",
+        of("backend", "pixart-sigma", checkpoint=CLIPPING),
+        of("backend", "sd15", checkpoint=CLIPPING),
     ),
     ("backend.lora_decoder", back(lora_decoder=True) | opt("reno"), back(lora_decoder=True)),
     (

@@ -16,6 +16,7 @@ from t2ialign.run import runner
 from t2ialign.run.display import Display
 from t2ialign.sizes import height_width, off_grid
 from t2ialign.spec import parse as specs
+from t2ialign_diffusers.sizes import off_bucket
 
 BACKEND = {"kind": "toy-model", "checkpoint": "some/model", "dtype": "float32", "lora": {"rank": 2}}
 
@@ -78,3 +79,21 @@ def test_sides_off_the_grid_are_told_with_the_nearest():
     assert off_grid(3, 8) == "height and width must be multiples of 8; nearest: 8"
     assert off_grid([512, 2048], 16, 1536).endswith("multiples of 16, 1536 at most; nearest: [512, 1536]")
     assert height_width(7) == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("given", "side", "nearest"),
+    [
+        (1024, 1024, ""),
+        ([832, 1216], 1024, ""),
+        ([1216, 832], 1024, ""),
+        ([416, 608], 512, ""),
+        (512, 1024, "1024"),
+        ([720, 1280], 1024, "[768, 1344]"),
+        ([1280, 720], 1024, "[1344, 768]"),
+        ([1024, 2048], 2048, "[1408, 2816]"),
+        (96, 32, ""),  # nobody published buckets of other sizes
+    ],
+)
+def test_a_size_off_the_buckets_is_told_with_the_nearest(given, side, nearest):
+    assert off_bucket(given, side) == nearest

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from t2ialign.bench import variants
 from t2ialign.cli import app
+from t2ialign.cli.studies import bench
 from t2ialign.remarks.collect import all_prompts, remarks
 from t2ialign.run import runner
 from t2ialign.run.display import Display
@@ -64,10 +66,15 @@ def test_defaults_and_settings_that_count_are_not_remarked_on(toy_spec):
     assert told(toy_spec(run={"steps": 40, "micro_batch": 8, "checkpoint_every": 20})) == []
 
 
+def toml(value) -> str:
+    inner = ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) if isinstance(value, dict) else ""
+    return f"{{{inner}}}" if inner else json.dumps(value)
+
+
 def guided(folder, **backend) -> str:
     (folder / "prompts.txt").write_text(f"{LONG} one\n{LONG} two\na red circle\n", encoding="utf-8")
     options = {"kind": "sd15", "checkpoint": "pkg:t2ialign_shapes/checkpoints/sd", "guidance_scale": 1.0, **backend}
-    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in options.items())
+    lines = "\n".join(f"{key} = {toml(value)}" for key, value in options.items())
     (folder / "spec.toml").write_text(
         f"""
 [run]
@@ -114,6 +121,22 @@ def test_prompts_that_are_cut_are_told_by_every_command_alike(tmp_path):
     run = runner.start(specs.load(tmp_path / "spec.toml"), Display(quiet=True))
     assert [f"note: {remark}" for remark in run.remarks()] == notes
     assert notes[0].removeprefix("note: ") in (run.path / "export/README.md").read_text(encoding="utf-8")
+
+
+def test_a_bench_prints_the_notes_of_the_other_commands(tmp_path):
+    spec = guided(tmp_path, vae_tiling=True)
+    planned = variants.plan([spec], [], {}, False)
+    loaded = planned[0].spec
+    found = bench.notes(planned, loaded.rewards, {"": loaded.training_prompts()})
+    assert found == [line for line in told(spec) if not line.startswith("run.")]
+    assert len(found) == 3
+
+
+def test_targets_that_no_layer_has_are_told_by_validate(tmp_path):
+    spec = guided(tmp_path, lora={"targets": ["to_q"]})
+    assert CliRunner().invoke(app, ["validate", spec]).exit_code == 0
+    words = ["validate", spec, "--set", 'backend.lora.targets=["to_q", "nonsense"]']
+    assert "no layer of the network is called 'nonsense'" in str(CliRunner().invoke(app, words).exception)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def bench(
     place = out or Path("bench") / (suite if suited.suite.kind != "own" else Path(suite).stem)
     if reason := places.unwritable(place):
         raise UsageError(f"--out {place}: {reason}")
-    for remark in _remarks(variants, chosen, suited.lists):
+    for remark in notes(variants, chosen, suited.lists):
         typer.echo(shown(f"note: {remark}"), err=True)
     quiet_libraries()
     from t2ialign.bench.bench import Bench
@@ -111,7 +111,7 @@ def bench(
         console.place(place / name, meaning)
 
 
-def _remarks(
+def notes(
     variants: Sequence[Variant], rewards: Sequence[ChosenReward], lists: Mapping[str, Sequence[str]]
 ) -> list[str]:
     """The remarks of the other commands, each once: on what draws, and on the rewards that score."""

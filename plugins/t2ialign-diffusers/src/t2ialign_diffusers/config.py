@@ -12,11 +12,12 @@ from pydantic import Field, model_validator
 
 from t2ialign.config import CHECKPOINT, LORA, BackendConfig, Config, LoraFormat
 from t2ialign.foreign import read_object, shown
-from t2ialign.idle import Idle
+from t2ialign.idle import Idle, given
 from t2ialign.remarks.text_limits import TextLimit, cut_prompts
 from t2ialign.sizes import ImageSize, height_width, off_grid
+from t2ialign.sizes import shown as size_shown
 from t2ialign.spec import checkpoints
-from t2ialign_diffusers.sizes import sides, vae_factor
+from t2ialign_diffusers.sizes import off_bucket, sides, tile_side, trained_side, vae_factor
 
 #: Words in names of checkpoints and LoRAs that were distilled to a few steps.
 DISTILLED = {"turbo", "schnell", "lightning", "hyper", "lcm", "dmd", "dmd2", "sprint", "flash"}
@@ -52,6 +53,8 @@ def decoder_misfit(decoder: Path | None, checkpoint: Path | None) -> str:
     return ""
 
 
+#: Schedulers that clip where their configuration does not say.
+CLIPPING = {f"{name}Scheduler" for name in ("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "CogVideoXDDIM")}
 #: Keys of autoencoders by which pipelines make the autoencoder's latents of the network's.
 LATENT_KEYS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
@@ -136,6 +139,17 @@ class DiffusersConfig(BackendConfig):
             ),
             "set its resize to 'letterbox' or 'stretch'",
         ),
+        Idle(
+            "vae_tiling",
+            "images are no larger than a tile of the decoder",
+            lambda own, _: own.is_one_tile(),
+        ),
+        Idle(
+            "checkpoint",
+            "its scheduler clips or thresholds predictions, which only sampler.kind = 'diffusers' does",
+            lambda own, spec: own.clips() and spec.sampler is not None and spec.sampler.kind != "diffusers",
+            "take that sampler for the pipeline's own images",
+        ),
         Idle("lora_decoder", "the optimizer trains no LoRA", lambda own, spec: not spec.uses_lora),
         Idle(
             "offload",
@@ -149,6 +163,10 @@ class DiffusersConfig(BackendConfig):
     packing: ClassVar[int] = 1
     #: Height and width are multiples of this in the released checkpoints.
     released_multiple: ClassVar[int] = 8
+    #: Whether the pipeline keeps a scheduler's ``clip_sample``; that of Stable Diffusion 1 and 2 switches it off.
+    keeps_clipping: ClassVar[bool] = True
+    #: Whether the network was trained at the sizes of ``BUCKETS`` alone.
+    has_buckets: ClassVar[bool] = False
     #: Keys of the autoencoder's configuration that the pipeline applies to latents.
     latent_keys: ClassVar[tuple[str, ...]] = ("scaling_factor",)
 
@@ -263,6 +281,26 @@ class DiffusersConfig(BackendConfig):
         vae, own = _settings(folder / "vae" / "config.json"), _settings(network / "config.json")
         return sides(vae, own, self.packing) if vae and own else None
 
+    def _sizes(self) -> tuple[int | None, int | None]:
+        """Pixels along the square that was trained at, and along a tile of the decoder; None where nothing tells."""
+        folder, network = self.folder(), self.network_folder()
+        vae = _settings(folder / "vae/config.json") if folder else {}
+        own = _settings(network / "config.json") if network else {}
+        return (trained_side(vae, own), tile_side(vae)) if vae and own else (None, None)
+
+    def is_one_tile(self) -> bool:
+        """Whether tiles are no smaller than images, as far as what is on disk tells."""
+        side, tile = self._sizes()
+        size = self.image_size or side
+        return tile is not None and size is not None and max(height_width(size)) <= tile
+
+    def clips(self) -> bool:
+        """Whether the checkpoint's scheduler clips or thresholds predictions in the model's own pipeline."""
+        folder = self.folder()
+        scheduler = _settings(folder / "scheduler/scheduler_config.json") if folder else {}
+        clipped = scheduler.get("clip_sample", scheduler.get("_class_name") in CLIPPING)
+        return bool(scheduler.get("thresholding") or (clipped and self.keeps_clipping))
+
     def misfits(self) -> dict[str, str]:
         found = {"decoder": self.decoder and decoder_misfit(checkpoints.on_disk(self.decoder), self.folder())}
         if self.image_size is not None and (allowed := self.sides()):
@@ -275,6 +313,13 @@ class DiffusersConfig(BackendConfig):
         found, folder = super().remarks(prompts), self.folder()
         if folder is not None and (limit := self.text_limit(folder)):
             found += cut_prompts("the text encoder", limit, folder, prompts, _tokenizer)
+            wanted, most = getattr(self, "max_sequence_length", None), limit.own(folder)
+            if wanted and most and wanted > most and given(self, "max_sequence_length"):
+                found.append(f"max_sequence_length = {wanted}: the tokenizer's own limit is {most} tokens")
+        side, _ = self._sizes() if self.has_buckets and self.image_size is not None else (None, None)
+        if side is not None and self.image_size is not None and (near := off_bucket(self.image_size, side)):
+            size = size_shown(self.image_size)
+            found.append(f"image_size = {size}: no size that the model was trained at; the nearest is {near}")
         return found
 
     def lora_formats(self) -> dict[LoraFormat, str]:

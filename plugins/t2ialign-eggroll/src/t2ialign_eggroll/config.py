@@ -120,6 +120,9 @@ class EvolutionConfig(LoraOptimizerConfig):
         enough = self.population >= ENOUGH_MEMBERS and images >= ENOUGH_IMAGES
         return self.gain == "signal" or (self.gain is None and self.step_rule == "output" and enough)
 
+    def scale_free(self) -> bool:
+        return self.shaping not in ("prompt-centred", "antithetic")  # whose floor is in units of the reward
+
     def plan(self, spec: Spec) -> Plan:
         images = spec.prompts.per_step * spec.prompts.images_per_prompt
         if self.uses_signal(images) and images < 2:

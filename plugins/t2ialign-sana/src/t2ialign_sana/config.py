@@ -16,6 +16,7 @@ class SanaTextConfig(DiffusersConfig):
     """How prompts are encoded, for all Sana models."""
 
     released_multiple: ClassVar[int] = 32
+    has_buckets: ClassVar[bool] = True
     max_sequence_length: int = Field(300, ge=1, description="prompt tokens kept, at most what the tokenizer allows")
     complex_human_instruction: bool = Field(
         True, description="put the pipeline's default instruction in front of every prompt, as a plain call does"

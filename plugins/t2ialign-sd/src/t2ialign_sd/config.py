@@ -43,6 +43,7 @@ class UnetConfig(GuidedConfig):
 class Sd15Config(UnetConfig):
     """``kind = "sd15"``."""
 
+    keeps_clipping: ClassVar[bool] = False
     checkpoint: Checkpoint = Field("stable-diffusion-v1-5/stable-diffusion-v1-5", description=CHECKPOINT_TEXT)
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
 
@@ -50,6 +51,7 @@ class Sd15Config(UnetConfig):
 class SdTurboConfig(UnetConfig):
     """``kind = "sd-turbo"``."""
 
+    keeps_clipping: ClassVar[bool] = False
     usual_steps: ClassVar[int] = 1
     checkpoint: Checkpoint = Field("stabilityai/sd-turbo", description=CHECKPOINT_TEXT)
 
@@ -57,6 +59,7 @@ class SdTurboConfig(UnetConfig):
 class SdxlConfig(UnetConfig):
     """``kind = "sdxl"``."""
 
+    has_buckets: ClassVar[bool] = True
     latent_keys: ClassVar[tuple[str, ...]] = XL_LATENTS
     checkpoint: Checkpoint = Field("stabilityai/stable-diffusion-xl-base-1.0", description=CHECKPOINT_TEXT)
     guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance; at most 1 switches it off")
@@ -73,6 +76,7 @@ class SdxlTurboConfig(UnetConfig):
 class HyperSdConfig(UnetConfig):
     """``kind = "hyper-sd"``."""
 
+    has_buckets: ClassVar[bool] = True
     latent_keys: ClassVar[tuple[str, ...]] = XL_LATENTS
     usual_steps: ClassVar[int] = 1
     checkpoint: Checkpoint = Field(
@@ -85,6 +89,7 @@ class HyperSdConfig(UnetConfig):
 class PixArtConfig(GuidedConfig):
     """Models of the PixArt family."""
 
+    has_buckets: ClassVar[bool] = True
     released_multiple: ClassVar[int] = 16
     max_sequence_length: int = Field(120, ge=1, description="prompt tokens kept")
 
@@ -135,7 +140,7 @@ class Sd3Config(GuidedConfig):
     released_multiple: ClassVar[int] = 16
     checkpoint: Checkpoint = Field("stabilityai/stable-diffusion-3.5-medium", description=CHECKPOINT_TEXT)
     guidance_scale: float = Field(4.5, ge=0, description="classifier-free guidance; at most 1 switches it off")
-    max_sequence_length: int = Field(256, ge=1, description="T5 tokens kept")
+    max_sequence_length: int = Field(256, ge=1, le=512, description="T5 tokens kept")
 
     def text_limit(self, folder: Path) -> TextLimit:
         return TextLimit("tokenizer_3", self.max_sequence_length, "max_sequence_length raises that, up to 512")
@@ -169,6 +174,7 @@ class FluxConfig(GuidedConfig):
     max_sequence_length: int | None = Field(
         None,
         ge=1,
+        le=512,
         description="T5 tokens kept; default: 512 for FLUX.1-dev, 256, its most, for FLUX.1-schnell",
     )
 
