@@ -1,17 +1,19 @@
 """What happens to runs when something breaks: prints the matrix fault / tried / survived / lost steps.
 
     python tools/faults.py                       # within ten minutes
-    python tools/faults.py --minutes 2 --only kill
+    python tools/faults.py --minutes 2 --only kill "reward server"
 
 Every trial is a run of four steps on the toy world in a process of its own, which a fault ends, and a second process
-that resumes it. A trial survives if the resumed run ends, and all its metrics and delivered files are, to the last bit,
-those of a run that nothing disturbed. Lost steps are those whose numbers are missing or others. POSIX only (it forks).
+that resumes it; another plugin or a tracker that fails must not even end it. A trial survives if the resumed run ends,
+and all its metrics and delivered files are, to the last bit, those of a run that nothing disturbed. Lost steps are
+those whose numbers are missing or others. POSIX only (it forks).
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import math
 import os
@@ -24,9 +26,13 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from broken_parts import RewardServer, Tables, broken_optimizer, broken_plugin, broken_reward, broken_tracker
+from rich.console import Console
 
 from t2ialign import plugins
 from t2ialign.errors import T2IAlignError
@@ -43,6 +49,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 Fault = Callable[[random.Random, Path, int, float], None]
 #: Optimizers whose models the toy world does not have.
 ELSEWHERE = {"grpo-ar"}
+#: The one whose reward comes from a server.
+SERVED = "eggroll"
 
 
 def operations(folder: Path, act: Callable[[int], None]) -> None:
@@ -131,8 +139,18 @@ SENT = {
     "SIGINT at a random time": signal.SIGINT,
 }
 DAMAGED = "newest checkpoint damaged"
+BROKEN_PLUGIN, BROKEN_TRACKER = "another plugin is broken", "tracker fails"
+#: What fails in the run itself: set up with its tables and a folder, before it begins.
+PARTS: dict[str, Callable[[random.Random, Tables, Path], None]] = {
+    "reward breaks its contract": broken_reward,
+    "optimizer breaks its contract": broken_optimizer,
+    BROKEN_PLUGIN: broken_plugin,
+    BROKEN_TRACKER: broken_tracker,
+}
+SERVERS = {"reward server killed for good": False, "reward server killed and started again": True}
+NAMES = [*FAULTS, *PARTS, *SERVERS]
 #: How often a fault is tried against the first ones, of which there shall be many.
-SHARE = dict.fromkeys(FAULTS, 1) | {"kill -9 at the n-th change of a file": 6, "kill -9 at a random time": 3}
+SHARE = dict.fromkeys(NAMES, 1) | {"kill -9 at the n-th change of a file": 6, "kill -9 at a random time": 3}
 
 
 def in_child(work: Callable[[], object], sent: signal.Signals | None = None, after: float = 0.0) -> int:
@@ -170,9 +188,14 @@ def in_child(work: Callable[[], object], sent: signal.Signals | None = None, aft
 class World:
     """One optimizer on the toy world, and what its run gives if nothing disturbs it."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, served: bool = False) -> None:
+        """
+        Args:
+            served: its reward comes from a server.
+        """
         self.kind, self.folder = kind, folder
         folder.mkdir()
+        self.server = RewardServer(folder) if served else None
         self.contract = OptimizerContract(kind, folder, {"kind": kind}, {})
         started = time.monotonic()
         counted = folder / "changes"
@@ -183,29 +206,55 @@ class World:
             self.go(folder / "plain")
             counted.write_text(str(counts[0]))
 
-        if status := in_child(run):
+        with self.server.running() if self.server else nullcontext():
+            status = in_child(run)
+        if status:
             raise RuntimeError(f"{kind}: the undisturbed run ends with {status}")
         self.seconds = time.monotonic() - started
         self.changes = int(counted.read_text())
         self.wanted = outcome(folder / "plain" / "a")
 
-    def go(self, runs: Path) -> None:
-        options = {"out": str(runs), "name": "a", "checkpoint_every": 1}
-        samples = {"count": 2, "every": 2}
-        runner.start(self.contract.spec(options, samples=samples, evaluation={"limit": 2}), Display(quiet=True))
+    def go(self, runs: Path, tables: Tables | None = None) -> str:
+        """Run it; gives what it said."""
+        given, said = {**(tables or {})}, io.StringIO()
+        options = {"out": str(runs), "name": "a", "checkpoint_every": 1, **given.pop("run", {})}
+        if self.server:
+            given["reward"] = [self.server.table]
+        given |= {"samples": {"count": 2, "every": 2}, "evaluation": {"limit": 2}}
+        runner.start(self.contract.spec(options, **given), Display(Console(file=said, width=500)))
+        return said.getvalue()
 
     def trial(self, name: str, chooser: random.Random) -> tuple[bool, int, str]:
         """Whether it survived, lost steps, and what went wrong."""
         runs = self.folder / "trial"
-        shutil.rmtree(runs, ignore_errors=True)
+        for old in (runs, self.folder / "broken"):
+            shutil.rmtree(old, ignore_errors=True)
 
         def disturbed() -> None:
-            FAULTS[name](chooser, runs, self.changes, self.seconds)
-            self.go(runs)
+            tables: Tables = {}
+            if name in FAULTS:
+                FAULTS[name](chooser, runs, self.changes, self.seconds)
+            elif name in PARTS:
+                PARTS[name](chooser, tables, self.folder / "broken")
+            said = self.go(runs, tables)
+            if name == BROKEN_TRACKER and "the run goes on without it" not in said:
+                raise AssertionError("the tracker did not fail")
 
-        status = in_child(disturbed, SENT.get(name), chooser.uniform(0, self.seconds))
-        if status == 2:
-            return False, 0, f"{self.kind}: ended with an error that was not told"
+        if self.server:
+            with self.server.running(chooser.randint(1, self.server.requests), SERVERS[name]):
+                status = in_child(disturbed)
+            if status == 0 and not SERVERS[name]:
+                return False, 0, f"{self.kind}: the run ended without its server"
+        else:
+            status = in_child(disturbed, SENT.get(name), chooser.uniform(0, self.seconds))
+        if status == 2 or (status and name in (BROKEN_PLUGIN, BROKEN_TRACKER)):
+            told = "an error that was not told" if status == 2 else "an error"
+            return False, 0, f"{self.kind}: ended with {told}"
+        with self.server.running() if self.server else nullcontext():
+            return self.resumed(name, chooser, runs)
+
+    def resumed(self, name: str, chooser: random.Random, runs: Path) -> tuple[bool, int, str]:
+        """What is left of a run that a fault met, as ``trial`` gives it."""
         run = runs / "a"
         if name == DAMAGED:
             damage(chooser, run)
@@ -240,23 +289,26 @@ def outcome(run: Path) -> tuple[list[dict[str, object]], dict[str, bytes]]:
     return RunDir(run).metrics(), {name: data for name, data in files.items() if not name.endswith(".png")}
 
 
-def trials(kinds: list[str], folder: Path, chooser: random.Random, only: str) -> Iterator[tuple[str, World]]:
+def trials(kinds: list[str], folder: Path, chooser: random.Random, only: list[str]) -> Iterator[tuple[str, World]]:
     """Faults and optimizers in turn; an optimizer's undisturbed run comes before its first fault."""
-    names = [name for name, share in SHARE.items() for _ in range(share) if only in name]
+    names = [name for name, share in SHARE.items() for _ in range(share) if any(text in name for text in only)]
     worlds: dict[str, World] = {}
     while True:
         for kind in kinds:
-            worlds[kind] = worlds.get(kind) or World(kind, folder / kind)
             chooser.shuffle(names)
             for name in names[:3]:
-                yield name, worlds[kind]
+                served = name in SERVERS
+                chosen = SERVED if served else kind
+                key = f"{chosen}, served" if served else kind
+                worlds[key] = worlds.get(key) or World(chosen, folder / key, served)
+                yield name, worlds[key]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=9.5, help="stop after this time")
     parser.add_argument("--trials", type=int, default=360, help="stop after as many")
-    parser.add_argument("--only", default="", help="faults whose name has this text")
+    parser.add_argument("--only", nargs="*", default=[""], help="faults whose name has one of these texts")
     parser.add_argument("--optimizers", nargs="*", help="default: all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -276,7 +328,7 @@ def main() -> None:
             faults += [] if survived else [f"{name}: {told}"]
             print(f"{number + 1} {name}, {told if not survived else world.kind}", file=sys.stderr, flush=True)
     print("| fault | tried | survived | lost steps |\n|---|---:|---:|---:|")
-    for name in FAULTS:
+    for name in NAMES:
         if name in rows:
             print(f"| {name} | {rows[name][0]} | {rows[name][1]} | {rows[name][2]} |")
     tried = sum(row[0] for row in rows.values())
