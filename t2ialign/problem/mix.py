@@ -105,10 +105,12 @@ class RewardMix:
         found: dict[str, float] = {}
         for part in self.rewards:
             if not isinstance(part.reward, ReferenceReward):
+                first = score_with(part.reward, images, prompts)
                 with blaming(part.reward.label):
-                    first, again = part.reward.score(images, prompts), part.reward.score_again(images, prompts)
+                    second = part.reward.score_again(images, prompts)
+                again = _checked(part.reward, second, images)
                 if not torch.equal(first.nan_to_num(), again.nan_to_num()):
-                    found[part.name] = (first.float() - again.float()).abs().nan_to_num(torch.inf).max().item()
+                    found[part.name] = (first - again).abs().nan_to_num(torch.inf).max().item()
         return found
 
     def explain(

@@ -176,6 +176,20 @@ def test_a_wrong_score_is_told_by_the_rewards_name(tmp_path, score, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(("again", "says"), [([0.0, 0.0], "returned list"), (None, "returned NoneType")])
+def test_a_wrong_score_the_second_time_is_told_by_the_rewards_name(again, says):
+    from t2ialign.config import RewardMixConfig
+    from t2ialign.problem.mix import MixedReward, RewardMix
+
+    class Second(toy.Redness):
+        def score_again(self, images, prompts):
+            return again
+
+    mix = RewardMix([MixedReward("mine", Second(Second.Config()), RewardMixConfig())])
+    with pytest.raises(RewardError, match=says):
+        mix.unrepeatable(torch.rand(2, 3, 4, 4), ["a", "b"])
+
+
 def test_a_reward_that_detaches_is_told_by_name():
     from t2ialign.config import RewardMixConfig
     from t2ialign.problem.mix import MixedReward, RewardMix
