@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from t2ialign_eggroll import EggrollTrainer
 
@@ -52,6 +55,146 @@ class Plain(nn.Module):
 
     def forward(self, x):
         return torch.tanh(self.layer(x)).mean((1, 2))
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.attention(x, x, x, need_weights=False)[0].mean((1, 2))
+
+
+class Parametrised(Plain):
+    """Weights that are computed from parameters."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.layer = form(self.layer)
+
+
+class Words(nn.Module):
+    """An embedding whose weight is the head's, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(2, 8), nn.Linear(8, 2, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.embedding((x[..., 0] > 0).long()))).pow(2).mean((1, 2))
+
+
+class Running(Plain):
+    """Buffers that every call changes: one in place, and one by another tensor."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        y, new = self.layer(x), 0.5 * self.layer(x).mean((0, 1))
+        if self.in_place:
+            self.mean.mul_(0.5).add_(new)
+        else:
+            self.mean = self.mean * 0.5 + new
+        return torch.tanh(y - self.mean).mean((1, 2))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layer = kind(8, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x)[0].mean((1, 2))
+
+
+@dataclass
+class Answer:
+    y: torch.Tensor
+
+
+class Answers(Plain):
+    """Gives its output inside something else."""
+
+    def __init__(self, wrapped):
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, x):
+        return self.wrapped(super().forward(x))
+
+
+class Twice(Plain):
+    """A layer and a parameter under two names each."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = self.layer
+        self.gain = self.other_gain = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return (torch.tanh(self.again(self.layer(x))) * self.gain + self.other_gain).mean((1, 2))
+
+
+class Half(nn.Module):
+    """Layers in bfloat16, a norm in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(8, 8).bfloat16(), nn.LayerNorm(8), nn.Linear(8, 1).bfloat16()
+
+    def forward(self, x):
+        return self.head(self.norm(self.layer(x.bfloat16()).float()).bfloat16()).float().mean((1, 2))
+
+
+def value(found):
+    found = found["y"] if isinstance(found, dict) else found
+    return found.y if isinstance(found, Answer) else found
+
+
+NEIGHBOURS = {
+    "attention": (Attention, True),
+    "weight-norm": (lambda: Parametrised(parametrizations.weight_norm), True),
+    "spectral-norm": (lambda: Parametrised(parametrizations.spectral_norm), True),
+    "tied": (Words, True),
+    "buffer-assigned": (lambda: Running(False), True),
+    "buffer-in-place": (lambda: Running(True), False),
+    "gru": (lambda: Recurrent(nn.GRU), False),
+    "lstm": (lambda: Recurrent(nn.LSTM), False),
+    "dataclass": (lambda: Answers(Answer), True),
+    "dictionary": (lambda: Answers(lambda y: {"y": y}), True),
+    "two-names": (Twice, True),
+    "bfloat16-and-norm": (Half, None),  # which rounding decides
+    "frozen-weight": (lambda: Plain().requires_grad_(False), True),
+}
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_unusual_modules_train_in_a_batch_or_one_member_at_a_time(name, caplog):
+    """Alike in both forms, with a warning where they cannot be batched, and no buffer is another one afterwards."""
+    make, stays = NEIGHBOURS[name]
+    x, found = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1)), []
+    for batched in (False, True):
+        torch.manual_seed(0)
+        model = make()
+        if name == "frozen-weight":
+            model.layer.bias.requires_grad_(True)
+        buffers = {key: tensor.clone() for key, tensor in model.named_buffers()}
+        trainer = EggrollTrainer(
+            model, lambda net: value(net(x)).pow(2).sum() + value(net(x)).sum(), population_size=6, batched=batched
+        )
+        found.append(trainer.evaluate())
+        assert trainer.train(2)
+        assert all(torch.equal(tensor, buffers[key]) for key, tensor in model.named_buffers())
+    assert found[0].std() > 1e-4
+    tolerance = 0.05 if name == "bfloat16-and-norm" else 1e-3
+    assert torch.allclose(*found, rtol=tolerance, atol=tolerance * found[0].std().item())
+    assert stays is None or trainer.batched is stays
+    assert ("one member at a time" in caplog.text) is not trainer.batched
 
 
 def scores(kind, batched):

@@ -24,7 +24,8 @@ MemberNoise = Callable[[slice], dict[str, Perturbation]]
 class Scorer:
     """Scores members of one model with one fitness function; no weight is changed in the end.
 
-    The model is in eval mode meanwhile, and every member meets the same state of torch's global random numbers.
+    The model is in eval mode meanwhile, and every member meets the same state of torch's global random numbers and the
+    same buffers, which are what they were in the end.
 
     Attributes:
         batched: score many members in one ``torch.vmap``; turned off by the first evaluation where that would score
@@ -65,12 +66,12 @@ class Scorer:
             seed: of the random numbers that every member meets.
         """
         scores = torch.empty(count, device=self.device)
-        with _eval_mode(self.model):
+        with _eval_mode(self.model), _Buffers(self.model) as self._buffers:
             first, self._seen = not self._seen, True
             if first and self.batched:
-                with self._unread_named(), _common_random_numbers(seed, self.device), self._explained():
-                    self.fitness_fn(self.model)
-                self._compare_forms(noise(slice(0, 2)), seed)
+                with self._unread_named():
+                    self._number(seed)
+                self._try_batches(noise, seed)
             for rows in split(count, self.chunk_size):
                 drawn = noise(rows)
                 if self.batched:
@@ -92,8 +93,20 @@ class Scorer:
 
     def centre(self, seed: int) -> float:
         """Fitness of the model as it is."""
-        with torch.no_grad(), _eval_mode(self.model):
+        with torch.no_grad(), _eval_mode(self.model), _Buffers(self.model) as self._buffers:
             return self._number(seed)
+
+    def _try_batches(self, noise: MemberNoise, seed: int) -> None:
+        """One member at a time where torch cannot run a batch; the fitness function itself has just worked."""
+        try:
+            self._compare_forms(noise(slice(0, 2)), seed)
+        except (RuntimeError, _NoTensor) as error:
+            self.batched = False
+            log.warning(
+                "batched=True cannot be had: torch.vmap does not run the model or the fitness function (%s). Going on"
+                " one member at a time.",
+                str(error).splitlines()[0],
+            )
 
     def _compare_forms(self, noise: dict[str, Perturbation], seed: int) -> None:
         """Two members as noise of a batch, and as weights of the model: a module that reads a weight instead of calling
@@ -127,7 +140,10 @@ class Scorer:
 
     def _batch(self, noise: dict[str, Perturbation], seed: int) -> Tensor:
         with _common_random_numbers(seed, self.device), self._explained():
-            return evaluate_members(self.model, self._scalar, noise).float()
+            try:
+                return evaluate_members(self.model, self._scalar, noise).float()
+            finally:
+                self._buffers.restore()
 
     def _score(self, noise: dict[str, Perturbation], row: int, seed: int, watched: bool = False) -> float:
         """The black-box way: set one member's weights, ask, put the centre back."""
@@ -136,18 +152,25 @@ class Scorer:
 
     def _number(self, seed: int) -> float:
         with _common_random_numbers(seed, self.device), self._explained():
-            score = self.fitness_fn(self.model)
-            if isinstance(score, Tensor) and score.numel() != 1:
+            try:
+                score = self.fitness_fn(self.model)
+            finally:
+                self._buffers.restore()
+            if isinstance(score, Tensor) and (score.numel() != 1 or score.is_complex()):
+                kind = "a complex number" if score.is_complex() else f"a tensor of shape {tuple(score.shape)}"
+                raise ValueError(f"the fitness function must return one number, not {kind}")
+            try:
+                return float(score)
+            except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"the fitness function must return one number, not a tensor of shape {tuple(score.shape)}"
-                )
-            return float(score)
+                    f"the fitness function must return one number, not {type(score).__name__} {score!r:.80}"
+                ) from error
 
     def _scalar(self, model: nn.Module) -> Tensor:
         score = self.fitness_fn(model)
-        if not isinstance(score, Tensor) or score.ndim:
-            raise ValueError(f"with batched=True the fitness function must return a scalar tensor, not {score!r}")
-        return score.to(self.device)
+        if not isinstance(score, Tensor):
+            raise _NoTensor(f"it returns {type(score).__name__} and no tensor")
+        return score.reshape(()).to(self.device)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -215,6 +238,36 @@ class Scorer:
                 " fitness tells them apart; take a smaller step or sigma"
             )
         log.warning("all members have the same fitness, %g%s", best, reason)
+
+
+class _NoTensor(Exception):
+    """A fitness function gives a number that torch knows nothing about."""
+
+
+class _Buffers:
+    """The buffers of a model as they are now, whatever its forward does to them: each member begins with the same."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kept = [
+            (module, name, buffer, buffer._version, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and not buffer.is_inference()  # those have no versions, and do not change
+        ]
+
+    def __enter__(self) -> _Buffers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Put other tensors back that the forward assigned, and the values that it changed in place."""
+        for number, (module, name, buffer, version, value) in enumerate(self.kept):
+            module._buffers[name] = buffer
+            if buffer._version != version:
+                buffer.copy_(value)
+                self.kept[number] = (module, name, buffer, buffer._version, value)
 
 
 def _keep_freed_memory() -> None:
