@@ -12,7 +12,7 @@ from pathlib import Path
 
 from t2ialign import places
 from t2ialign.errors import UsageError
-from t2ialign.foreign import tensor_header
+from t2ialign.foreign import model_settings, tensor_header
 
 #: Bytes: files up to WHOLE are hashed as they are, of others SAMPLES pieces.
 WHOLE, SAMPLES, PIECE = 2**26, 256, 2**12
@@ -138,6 +138,25 @@ def check(reference: str, base: Path | None = None) -> str | None:
     if found is None and not looks_like_hub_id(reference):
         return "is no existing folder, no 'pkg:<package>/<path>' and no hub id of the form 'owner/name'"
     return None
+
+
+def check_model(folder: Path) -> None:
+    """Look at a folder in the transformers format before a library builds what it tells.
+
+    Raises:
+        UsageError: it has no ``config.json``, or one that wants code of its own or endless layers; or weights that are
+            no safetensors file, or were cut.
+    """
+    settings = folder / "config.json"
+    if not settings.is_file():
+        raise UsageError(f"{folder} has no config.json: is it a model in the transformers format?")
+    file = settings
+    try:
+        model_settings(settings)
+        for file in places.listed(folder, "*.safetensors"):
+            tensor_header(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} {error}") from error
 
 
 def resolve(

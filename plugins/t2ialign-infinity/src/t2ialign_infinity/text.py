@@ -76,9 +76,10 @@ class TextEncoder:
         from transformers import AutoTokenizer, T5EncoderModel
 
         try:
+            checkpoints.check_model(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = T5EncoderModel.from_pretrained(folder, dtype=getattr(torch, self.dtype), local_files_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UsageError) as error:
             raise UsageError(f"text encoder '{self.reference}' cannot be loaded: {error}") from error
         model = model.to(self.device).eval()
         for part in split(len(texts), self.micro_batch):

@@ -20,6 +20,7 @@ from transformers import (
     Owlv2ForObjectDetection,
 )
 
+from t2ialign import checkpoints
 from t2ialign.errors import UsageError
 from t2ialign_judges.rules import Box, Detection
 from t2ialign_rewards import weights
@@ -182,8 +183,7 @@ def kind_of(folder: Path) -> type[Detector]:
     Raises:
         UsageError: none of these.
     """
-    if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} has no config.json: is it a model in the transformers format?")
+    checkpoints.check_model(folder)
     name = AutoConfig.from_pretrained(folder).model_type
     if name not in KINDS:
         raise UsageError(f"{folder} holds a '{name}'; detectors are {', '.join(KINDS)}")

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from t2ialign import checkpoints
-from t2ialign.errors import UsageError
-from t2ialign.foreign import model_settings
 from t2ialign_rewards import weights
 from t2ialign_rewards.config import ClipConfig, SquareConfig
 from t2ialign_rewards.preprocess import Preprocess, channel_statistics
@@ -95,12 +93,7 @@ def clip_config(folder: Path) -> CLIPConfig:
     Raises:
         UsageError: the folder has no config.json, or one of no model that could be built.
     """
-    if not (folder / "config.json").is_file():  # transformers would take the sizes of ViT-B/32
-        raise UsageError(f"{folder} has no config.json: is it a model in the transformers format?")
-    try:
-        model_settings(folder / "config.json")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder / 'config.json'} {error}") from error
+    checkpoints.check_model(folder)  # without a config.json transformers would take the sizes of ViT-B/32
     return CLIPConfig.from_pretrained(folder)
 
 

@@ -146,8 +146,7 @@ class HpsV3(NetworkReward):
         file = weights.find_file(config.checkpoint, config.revision, FILES)
         base = checkpoints.resolve(config.base, patterns=SETTINGS)
         state, head = split_checkpoint(weights.read_tensors(file), str(file))
-        if not (base / "config.json").is_file():
-            raise UsageError(f"{base} has no config.json: is it a Qwen2-VL in the transformers format?")
+        checkpoints.check_model(base)
         sizes = Qwen2VLConfig.from_pretrained(base)
         sizes.text_config.vocab_size = len(state["language_model.embed_tokens.weight"])
         words = self._words(base, sizes)

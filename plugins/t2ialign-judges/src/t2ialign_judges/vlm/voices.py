@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
+from t2ialign import checkpoints
 from t2ialign.errors import RewardError, UsageError
 from t2ialign.serve.protocol import JSON, shown
 from t2ialign_judges.vlm.answers import Reply
@@ -110,6 +111,7 @@ class Local:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         folder = weights.model_folder(model, revision)
+        checkpoints.check_model(folder)
         try:
             network = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype))
         except (OSError, ValueError, KeyError) as error:
