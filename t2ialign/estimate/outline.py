@@ -134,13 +134,15 @@ def _images(spec: Spec, backend: Backend, conditioning: Conditioning, found: Out
     keeps = spec.keeps
     if keeps == "nothing":
         return
-    if keeps == "image" and spec.sampler_config.evaluations() > 1:
+    calls = spec.optimizer_config.calls_kept(spec.sampler_config.evaluations()) if keeps == "image" else 1
+    if calls is None:
         found.unknown.append("network calls before the last one, where the optimizer keeps more than one")
     operations = dict(found.operations)
 
     def back() -> Tensor:
-        start = noise.clone().requires_grad_()
-        clean = denoiser(start, time).x0
+        clean = noise.clone().requires_grad_()
+        for _ in range(calls or 1):
+            clean = denoiser(clean, time).x0
         with backend.drafting():
             result = backend.decode(clean) if keeps == "image" else clean
         result.sum().backward()

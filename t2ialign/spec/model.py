@@ -83,6 +83,17 @@ class OptimizerConfig(Config):
         """Whether a common factor of all rewards changes nothing."""
         return False
 
+    def calls_kept(self, evaluations: int) -> int | None:
+        """Network calls of an image whose graphs lie in memory when the reward's gradient goes back through them.
+
+        Args:
+            evaluations: calls of the sampler for one image.
+
+        Returns:
+            what ``t2ialign estimate`` counts; None where it is not known.
+        """
+        return 1 if evaluations == 1 else None
+
     def further_prompts(self, spec: Spec) -> list[str]:
         """Texts besides the training and evaluation prompts that the optimizer draws: they are encoded with those."""
         return []

@@ -21,6 +21,8 @@ from t2ialign.estimate.scaling import BANDWIDTH, LATENCY, Scaling
 from t2ialign.estimate.tally import tallied
 from t2ialign.spec import parse as specs
 
+DRAFT = Path(__file__).parents[2] / "specs" / "draft-shapes.toml"
+
 SHAPES = checkpoints.resolve("pkg:t2ialign_shapes/checkpoints/sprint-washed")
 
 
@@ -120,6 +122,18 @@ def test_what_a_backward_pass_keeps_can_be_recomputed(tmp_path):
     )
     assert keeping.passes["backward pass"] > 3 * keeping.passes["network call"]
     assert recomputing.passes["backward pass"] < keeping.passes["backward pass"]
+
+
+def test_every_call_that_keeps_its_gradient_is_counted():
+    """DRaFT-K goes back through K calls of the network; DRaFT-LV's are not known beforehand, and that is said."""
+    found = {}
+    for last in (1, 4):
+        spec = specs.load(DRAFT, [f"optimizer.last={last}", "run.micro_batch=1"])
+        told = estimate(spec, on_cpu=False)
+        assert not told.unknown
+        found[last] = told.passes["backward pass"]
+    assert found[4] > 2 * found[1]
+    assert specs.load(DRAFT, ["optimizer.last=1", "optimizer.noisings=2"]).optimizer_config.calls_kept(8) is None
 
 
 def test_what_does_not_fit_is_told_what_to_change(tmp_path):

@@ -348,6 +348,12 @@ class DraftConfig(DirectConfig):
     )
     kl: float = Field(0.0, ge=0, description="weight of the squared distance to the base model's direction")
 
+    def calls_kept(self, evaluations: int) -> int | None:
+        """With ``last_draw = "each"`` all of them in the worst case."""
+        if self.noisings:
+            return None
+        return evaluations if self.last_draw == "each" else min(self.last, evaluations)
+
     @model_validator(mode="after")
     def _one_form(self) -> DraftConfig:
         if self.noisings and (self.refl is not None or self.last > 1 or self.last_draw == "each"):

@@ -50,6 +50,9 @@ class HyperNoiseConfig(LoraOptimizerConfig):
         needs.setdefault("backend", set()).update({"differentiable", "one-step"})
         return {**needs, "sampler": {"differentiable"}, "reward": {"differentiable"}}
 
+    def calls_kept(self, evaluations: int) -> int:
+        return 1 + evaluations
+
     def plan(self, spec: Spec) -> Plan:
         if spec.export.formats:
             raise UsageError(
