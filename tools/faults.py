@@ -212,6 +212,7 @@ class World:
             raise RuntimeError(f"{kind}: the undisturbed run ends with {status}")
         self.seconds = time.monotonic() - started
         self.changes = int(counted.read_text())
+        self.requests = self.server.requests if self.server else 0
         self.wanted = outcome(folder / "plain" / "a")
 
     def go(self, runs: Path, tables: Tables | None = None) -> str:
@@ -241,7 +242,7 @@ class World:
                 raise AssertionError("the tracker did not fail")
 
         if self.server:
-            with self.server.running(chooser.randint(1, self.server.requests), SERVERS[name]):
+            with self.server.running(chooser.randint(1, self.requests), SERVERS[name]):
                 status = in_child(disturbed)
             if status == 0 and not SERVERS[name]:
                 return False, 0, f"{self.kind}: the run ended without its server"
