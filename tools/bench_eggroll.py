@@ -3,7 +3,7 @@
     python tools/bench_eggroll.py specs/quickstart.toml
     python tools/bench_eggroll.py --synthetic full --device cuda --population 16 64 256 --image-size 512 1024
 
-In one process, alternating, best of several rounds:
+In one process, in turns, medians of several rounds; ratios are medians of the rounds' own, with their quartiles:
 
     plain       the frozen base model, batches of the same size, no LoRA
     batched     every image of the batch with its own member's LoRA, noise included
@@ -22,13 +22,13 @@ import argparse
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from turns import in_turns
 
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import Batch, assemble
@@ -136,17 +136,6 @@ def resident_peak() -> int:
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
-
-
 def set_up(path: Path, overrides: list[str]) -> Bench:
     problem = assemble(specs.load(path, overrides))
     optimizer = load_optimizer(problem)
@@ -157,30 +146,31 @@ def set_up(path: Path, overrides: list[str]) -> Bench:
 
 @torch.no_grad()
 def measure(
-    path: Path, overrides: list[str], rounds: int, compile_mode: str, stages: list[str]
+    path: Path, overrides: list[str], rounds: int, compile_mode: str, stages: list[str], loop: bool
 ) -> Iterator[dict[str, Any]]:
     """One line per stage for the workload of a spec."""
     bench = set_up(path, overrides)
     problem = bench.problem
     images = bench.count * len(bench.batch.seeds)
-    modes = {"plain": bench.plain, "batched": bench.batched, "one by one": bench.one_by_one}
+    modes = {"plain": bench.plain, "batched": bench.batched}
+    if loop:
+        modes["one by one"] = bench.one_by_one
     if compile_mode != "none":
         compiled = set_up(path, [*overrides, f"backend.compile='{compile_mode}'"])
         modes |= {"plain, compiled": compiled.plain, "batched, compiled": compiled.batched}
     for stage in stages:
         runs = {name: partial(mode, stage) for name, mode in modes.items()}
-        best = dict.fromkeys(runs, float("inf"))
         memory = {name: peak_memory(run, problem.device) for name, run in runs.items()}  # and a warm-up
-        for _ in range(rounds):
-            for name, run in runs.items():
-                best[name] = min(best[name], seconds(run, problem.device))
+        turns = in_turns(runs, problem.device, rounds)
         yield {
             "population": bench.count,
             "images_per_member": len(bench.batch.seeds),
             "image_size": problem.backend.info.image_size[0],
             "stage": stage,
-            "images_per_second": {name: images / best[name] for name in modes},
+            "images_per_second": {name: images / turns.median(name) for name in modes},
             "peak_mb": memory,
+            "batched / plain": turns.faster("batched", "plain"),
+            "batched / one by one": turns.faster("batched", "one by one") if "one by one" in modes else None,
         }
 
 
@@ -195,7 +185,8 @@ def main() -> None:
     parser.add_argument("--population", type=int, nargs="+", default=[64])
     parser.add_argument("--images", type=int, nargs="+", default=[1, 2], help="images per member")
     parser.add_argument("--micro-batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--no-loop", action="store_true", help="leave out the loop over members")
     parser.add_argument("--compile", choices=("none", "default", "reduce-overhead"), default="none")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
@@ -213,7 +204,14 @@ def main() -> None:
                         f"run.micro_batch={arguments.micro_batch}",
                         f"run.device='{arguments.device}'",
                     ]
-                    lines = measure(path, overrides, arguments.rounds, arguments.compile, arguments.stages)
+                    lines = measure(
+                        path,
+                        overrides,
+                        arguments.rounds,
+                        arguments.compile,
+                        arguments.stages,
+                        not arguments.no_loop,
+                    )
                     report(lines, arguments.json)
 
 
@@ -248,10 +246,15 @@ def report(lines: Iterator[dict[str, Any]], as_json: bool) -> None:
         if number == 0:
             size = f"{line['image_size']} px" if line["image_size"] else ""
             print(f"\npopulation {line['population']} x {line['images_per_member']} images {size}; images/s (peak MB)")
-            print(f"{'':10}" + "".join(f"{name:>18}" for name in speed) + f"{'/ plain':>10}{'/ one by one':>14}")
+            print(f"{'':10}" + "".join(f"{name:>18}" for name in speed) + f"{'/ plain':>20}{'/ one by one':>20}")
         cells = "".join(f"{speed[name]:10.1f} ({memory[name]:5.0f})" for name in speed)
-        ratios = f"{speed['batched'] / speed['plain']:10.2f}{speed['batched'] / speed['one by one']:14.2f}"
+        ratios = "".join(f"{ratio(line[key]):>20}" for key in ("batched / plain", "batched / one by one"))
         print(f"{line['stage']:10}{cells}{ratios}", flush=True)
+
+
+def ratio(found: tuple[float, float, float] | None) -> str:
+    """Median and quartiles."""
+    return f"{found[0]:.2f} ({found[1]:.2f}-{found[2]:.2f})" if found else "not measured"
 
 
 if __name__ == "__main__":

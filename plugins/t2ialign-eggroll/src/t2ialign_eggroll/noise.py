@@ -7,7 +7,7 @@ standard normal: every entry of E has mean 0 and variance 1, and E has rank at m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,11 +101,13 @@ class Drawn(dict[str, Perturbation]):
         super().__init__(noise.cut(flat))
         self.noise, self.flat = noise, flat
 
-    def members(self, index: Tensor, sign: Tensor, sigma: Mapping[str, float]) -> dict[str, Perturbation]:
-        """sign_i sigma E_index[i] for every i, of all parameters in four operations and not in three for each."""
-        scales = self.noise.row(sigma, self.flat.device)
-        signed = self.noise.row(dict.fromkeys(self, 0.0), self.flat.device) == 0
-        return self.noise.cut(self.flat[index].mul_(scales).mul_(torch.where(signed, sign[:, None], 1.0)))
+    def members(self, antithetic: bool, members: slice, sigma: Mapping[str, float]) -> dict[str, Perturbation]:
+        """sign_i sigma E_pair[i] of some members, counted from the first of these pairs, of all parameters at once."""
+        own = self.flat * self.noise.row(sigma, self.flat.device)
+        if antithetic:
+            flipped = own * self.noise.row(dict.fromkeys(self, -1.0), self.flat.device)
+            own = torch.stack([own, flipped], 1).flatten(0, 1)
+        return self.noise.cut(own[members])
 
 
 #: Pair numbers -> the perturbations of those pairs, by parameter.
@@ -127,13 +129,15 @@ class Noise:
             raise ValueError(f"the noise rank must be at least 1, not {rank}")
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         self.rank = rank
-        self.counts = {name: self._count(shape) for name, shape in self.shapes.items()}
+        self.counts = {name: sum(self._pieces(shape)) for name, shape in self.shapes.items()}
+        self._lengths = [length for shape in self.shapes.values() for length in self._pieces(shape)]
         self._rows: dict[tuple[tuple[float, ...], str], Tensor] = {}
 
-    def _count(self, shape: torch.Size) -> int:
+    def _pieces(self, shape: torch.Size) -> list[int]:
+        """Numbers of u and of v, or of full-rank noise."""
         if self.rank is None or len(shape) < 2:
-            return shape.numel()
-        return (shape[0] + shape[1:].numel()) * self.rank
+            return [shape.numel()]
+        return [shape[0] * self.rank, shape[1:].numel() * self.rank]
 
     @property
     def size(self) -> int:
@@ -174,18 +178,19 @@ class Noise:
 
     def cut(self, flat: Tensor) -> dict[str, Perturbation]:
         """Views of (n, all numbers) by parameter."""
-        pieces = flat.split(list(self.counts.values()), dim=1)
-        return {name: self._cut(shape, part) for (name, shape), part in zip(self.shapes.items(), pieces, strict=True)}
+        pieces = iter(flat.split(self._lengths, dim=1))
+        return {name: self._cut(shape, pieces) for name, shape in self.shapes.items()}
 
     def of(self, seed: int, step: int, device: torch.device | str = "cpu") -> Draw:
         """The noise of one step, pair numbers to perturbations."""
         return lambda pairs: self.draw([seeding.derive(seed, "perturbation", step, p) for p in pairs], device)
 
-    def _cut(self, shape: torch.Size, flat: Tensor) -> Perturbation:
-        if self.rank is None or len(shape) < 2:
-            return FullRank(flat.unflatten(1, shape) if shape else flat.squeeze(1))
-        u, v = flat.split([shape[0] * self.rank, shape[1:].numel() * self.rank], dim=1)
-        return LowRank(u.reshape(-1, shape[0], self.rank), v.reshape(-1, shape[1:].numel(), self.rank), shape)
+    def _cut(self, shape: torch.Size, pieces: Iterator[Tensor]) -> Perturbation:
+        first = next(pieces)
+        if not self._low(shape):
+            return FullRank(first.unflatten(1, shape) if shape else first.squeeze(1))
+        count, rank, second = len(first), self.rank, next(pieces)
+        return LowRank(first.view(count, shape[0], rank), second.view(count, -1, rank), shape)
 
 
 @dataclass(frozen=True)
@@ -225,8 +230,9 @@ class Members:
         each = 2 if self.antithetic else 1
         first, last = members.start // each, (members.stop - 1) // each
         drawn = draw(range(first, last + 1))
-        index, sign = self.pair(members, device) - first, self.sign(members, device)
         sigma = dict.fromkeys(drawn, 1.0) if sigma is None else sigma
         if isinstance(drawn, Drawn):
-            return drawn.members(index, sign, sigma)
+            start = first * each
+            return drawn.members(self.antithetic, slice(members.start - start, members.stop - start), sigma)
+        index, sign = self.pair(members, device) - first, self.sign(members, device)
         return {name: perturbation.select(index, sign * sigma[name]) for name, perturbation in drawn.items()}

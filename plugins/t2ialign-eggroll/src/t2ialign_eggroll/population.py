@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -64,8 +64,9 @@ class LayerPopulation:
     Attributes:
         name: module path.
         base: the layer that all members share, a linear layer or a convolution.
-        prepared: the members' factors of all layers as "<path>.a" and "<path>.b", any scale folded into b.
-        factors: a (n or 1, r, in) and b (n or 1, out, r) for compiled code, see ``compiled_factors``.
+        prepared: the members' factors of all layers as "<path>.a" and "<path>.b", any scale folded into b; the b of a
+            linear layer transposed, (r, out).
+        factors: a (n or 1, r, in) and b (n or 1, r, out) for compiled code, see ``compiled_factors``.
     """
 
     name: str
@@ -74,6 +75,7 @@ class LayerPopulation:
     chunk: Chunk
     form: Form
     factors: tuple[Tensor, Tensor] | None = None
+    found: dict[tuple[torch.dtype, int], list[Operator]] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         index = rows.image_index()
@@ -87,9 +89,8 @@ class LayerPopulation:
         if self._merges(self.base, x):
             return self._through_merged(self.base, x, copies)
         y = self.base(x, *args, **kwargs).contiguous()
-        factored = self.form == "factored" or (self.form == "auto" and self._stack_bytes(y.dtype) > STACK_BYTES)
-        down, up = (self._operator(side, y.dtype, copies, factored) for side in "ab")
-        up.add_to(self._grouped(y, copies), down(self._grouped(x.to(y.dtype), copies)))
+        a, b = self._operators(y.dtype, copies)
+        b.add_up(self._grouped(y, copies), a.down(self._grouped(x.to(y.dtype), copies)))
         return y
 
     def _compiled(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -103,15 +104,25 @@ class LayerPopulation:
         if len(a) == 1:
             hidden = F.linear(x, a[0]).reshape(groups, -1, a.shape[1])
         else:
-            hidden = torch.bmm(x.reshape(groups, -1, x.shape[-1]), a.mT.repeat(copies, 1, 1))
+            hidden = torch.bmm(a.repeat(copies, 1, 1), x.reshape(groups, -1, x.shape[-1]).mT).mT
         if len(b) == 1:
-            return y + F.linear(hidden, b[0]).view(y.shape)
+            return y + (hidden @ b[0]).view(y.shape)
         grouped = y.reshape(groups, -1, y.shape[-1])
-        return torch.baddbmm(grouped, hidden, b.mT.repeat(copies, 1, 1)).view(y.shape)
+        return torch.baddbmm(grouped, hidden, b.repeat(copies, 1, 1)).view(y.shape)
 
     def _grouped(self, x: Tensor, copies: int) -> Tensor:
         """(rows, ..., channels) -> (copies members, rows of one member, channels)."""
         return x.reshape(copies * self.chunk.members, -1, x.shape[-1])
+
+    def _operators(self, dtype: torch.dtype, copies: int) -> list[Operator]:
+        """Those of both factors, found once for all calls where they are kept."""
+        if (found := self.found.get((dtype, copies))) is not None:
+            return found
+        factored = self.form == "factored" or (self.form == "auto" and self._stack_bytes(dtype) > STACK_BYTES)
+        made = [self._operator(side, dtype, copies, factored) for side in "ab"]
+        if self.prepared.keeps(dtype, copies):
+            self.found[dtype, copies] = made
+        return made
 
     def _operator(self, side: str, dtype: torch.dtype, copies: int, factored: bool) -> Operator:
         stack = self.prepared.stacks[f"{self.name}.{side}"]
@@ -120,8 +131,9 @@ class LayerPopulation:
         return self.prepared.operator(f"{self.name}.{side}", dtype, copies)
 
     def _dense(self) -> tuple[Tensor, Tensor]:
-        """Both stacks, (n, *shape) or (1, *shape)."""
-        return self.prepared.dense(f"{self.name}.a"), self.prepared.dense(f"{self.name}.b")
+        """Both stacks in the layer's own layout, (n, *shape) or (1, *shape)."""
+        a, b = self.prepared.dense(f"{self.name}.a"), self.prepared.dense(f"{self.name}.b")
+        return a, b.mT if isinstance(self.base, nn.Linear) else b
 
     def _stack_bytes(self, dtype: torch.dtype) -> int:
         return sum(self.prepared.stacks[f"{self.name}.{side}"].elements for side in "ab") * dtype.itemsize
@@ -196,7 +208,8 @@ def lora_population(
         adapter = _single_adapter(name, layer)
         scale = float(layer.scaling[adapter])
         stacks[f"{name}.a"] = Stack(layer.lora_A[adapter].weight.detach(), noise.get(f"{name}.lora_A.weight"))
-        stacks[f"{name}.b"] = Stack(layer.lora_B[adapter].weight.detach(), noise.get(f"{name}.lora_B.weight"), scale)
+        b = Stack(layer.lora_B[adapter].weight.detach(), noise.get(f"{name}.lora_B.weight"), scale)
+        stacks[f"{name}.b"] = b.transposed if isinstance(layer.get_base_layer(), nn.Linear) else b
     prepared = Prepared(stacks, PREPARED_BYTES)
     bases = {name: layer.get_base_layer() for name, layer in layers.items()}
     with patched(layers, _forwards(bases, prepared, chunk, form, compiled)):
@@ -230,7 +243,7 @@ def weight_population(
         own = noise[f"{name}.weight"]
         assert isinstance(own, LowRank)
         bases[name] = base
-        for side, factor in (("a", own.v.mT), ("b", own.u)):
+        for side, factor in (("a", own.v.mT), ("b", own.u.mT)):
             stacks[f"{name}.{side}"] = Stack(factor.new_zeros(factor.shape[1:]), FullRank(factor))
     prepared = Prepared(stacks, PREPARED_BYTES)
     with patched(layers, _forwards(bases, prepared, chunk, form, compiled)):
