@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 
 # One thread per test process, and per process that a test starts: pytest -n already uses the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,10 +26,20 @@ from t2ialign.testing import installed, write_spec
 logging.getLogger("torch.__trace").propagate = False
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU: torch.cuda.is_available() is false")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompt embeddings of tests stay in a temporary folder, shared within one test process."""
     monkeypatch.setenv("T2IALIGN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # else what the first test sets would stay
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "t2ialign-tests-compiled"))
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from turns import in_turns
+from turns import in_turns, ratio
 
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import Batch, assemble
@@ -250,11 +250,6 @@ def report(lines: Iterator[dict[str, Any]], as_json: bool) -> None:
         cells = "".join(f"{speed[name]:10.1f} ({memory[name]:5.0f})" for name in speed)
         ratios = "".join(f"{ratio(line[key]):>20}" for key in ("batched / plain", "batched / one by one"))
         print(f"{line['stage']:10}{cells}{ratios}", flush=True)
-
-
-def ratio(found: tuple[float, float, float] | None) -> str:
-    """Median and quartiles."""
-    return f"{found[0]:.2f} ({found[1]:.2f}-{found[2]:.2f})" if found else "not measured"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python tools/bench_var.py --depth 8 --width 512            # random weights on the pyramid of the 256 px models
     python tools/bench_var.py --depth 16 --device cuda --dtype bfloat16
 
-In one process, alternating, best of several rounds:
+In one process, in turns, medians of several rounds; ratios are medians of the rounds' own, with their quartiles:
 
     cached       the frozen base model
     uncached     the same, all coarser scales computed again at every scale
@@ -18,13 +18,13 @@ wall time otherwise.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from turns import in_turns, ratio
 
 from t2ialign import LoraConfig, seeding
 from t2ialign.lora.adapter import Adapter
@@ -106,43 +106,30 @@ def random_models(depth: int, width: int, device: torch.device, dtype: torch.dty
     return transformer, vqvae
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    one_thread = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if one_thread else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = clock()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
-
-
 @torch.no_grad()
-def measure(bench: Bench, stages: list[str], rounds: int) -> None:
-    """Print one line per stage."""
+def measure(bench: Bench, stages: list[str], rounds: int, others: bool) -> None:
+    """Print one line per stage; ``others``: the uncached model and the loop over members, too."""
     total = bench.members * bench.images
     print(f"{total} images: {bench.members} members x {bench.images}, rank {bench.rank}; images/s")
-    names = ("cached", "uncached", "population", "one by one")
-    print(f"{'':10}" + "".join(f"{name:>12}" for name in (*names, "cache gain", "pop/plain", "pop/single")))
+    names = ["cached", "population", *(["uncached", "one by one"] if others else [])]
+    ratios = {"pop/plain": ("population", "cached")}
+    if others:
+        ratios |= {"cache gain": ("cached", "uncached"), "pop/single": ("population", "one by one")}
+    print(f"{'':10}" + "".join(f"{name:>12}" for name in names) + "".join(f"{name:>20}" for name in ratios))
     for stage in stages:
         decode = stage == "images"
-        runs = [
-            partial(bench.plain, decode, with_cache),
-            partial(bench.plain, decode, without_cache),
-            partial(bench.population, decode),
-            partial(bench.one_by_one, decode),
-        ]
-        best = [float("inf")] * len(runs)
-        for round_ in range(rounds + 1):
-            for index, run in enumerate(runs):
-                spent = seconds(run, bench.device)
-                if round_:  # the first one warms up
-                    best[index] = min(best[index], spent)
-        cached, uncached, population, single = best
-        speeds = "".join(f"{total / spent:12.1f}" for spent in best)
-        ratios = "".join(f"{ratio:12.2f}" for ratio in (uncached / cached, cached / population, single / population))
-        print(f"{stage:10}{speeds}{ratios}", flush=True)
+        runs: dict[str, Callable[[], object]] = {
+            "cached": partial(bench.plain, decode, with_cache),
+            "population": partial(bench.population, decode),
+            "uncached": partial(bench.plain, decode, without_cache),
+            "one by one": partial(bench.one_by_one, decode),
+        }
+        runs = {name: runs[name] for name in names}
+        in_turns(runs, bench.device, 1)  # warms up
+        turns = in_turns(runs, bench.device, rounds)
+        speeds = "".join(f"{total / turns.median(name):12.1f}" for name in names)
+        cells = "".join(f"{ratio(turns.faster(*pair)):>20}" for pair in ratios.values())
+        print(f"{stage:10}{speeds}{cells}", flush=True)
 
 
 def main() -> None:
@@ -158,7 +145,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--stages", nargs="+", choices=("features", "images"), default=["features", "images"])
     parser.add_argument("--targets", nargs="+", default=VarConfig().lora_targets(), help="adapted layers")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--no-loop", action="store_true", help="only cached and population")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if arguments.depth:
@@ -168,7 +156,7 @@ def main() -> None:
         backend = VarBackend(VarConfig(checkpoint=arguments.checkpoint, dtype=arguments.dtype), device)
         models = backend.transformer, backend.vqvae
     size = (arguments.members, arguments.images, arguments.guidance, arguments.rank)
-    measure(Bench(*models, *size, arguments.targets, device), arguments.stages, arguments.rounds)
+    measure(Bench(*models, *size, arguments.targets, device), arguments.stages, arguments.rounds, not arguments.no_loop)
 
 
 if __name__ == "__main__":

@@ -54,3 +54,8 @@ def in_turns(runs: Mapping[str, Callable[[], object]], device: torch.device, rou
             runs[name]()
             seconds[name].append(clock(device) - start)
     return Turns(seconds)
+
+
+def ratio(found: tuple[float, float, float] | None) -> str:
+    """Median and quartiles, for a table."""
+    return f"{found[0]:.2f} ({found[1]:.2f}-{found[2]:.2f})" if found else "not measured"

@@ -18,6 +18,13 @@ def split(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
+def split_evenly(total: int, size: int) -> Iterator[slice]:
+    """The same in slices that are all equally long: the last one may overlap with the one before."""
+    size = min(size, total)
+    for rows in split(total, size):
+        yield slice(rows.stop - size, rows.stop)
+
+
 def with_oom_retry(run: Callable[[int], T], micro_batch: int, fixed: bool = False) -> tuple[T, int]:
     """Call ``run(micro_batch)``; on out-of-memory halve the micro-batch and try again.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from worlds import WORLD
 from t2ialign import SpecError, UsageError
 from t2ialign.config import LoraConfig
 from t2ialign.lora.adapter import Adapter
+from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
 from t2ialign.spec import parse as specs
 from t2ialign_diffusers import compilation
@@ -227,6 +230,49 @@ def test_inductor_gives_the_same_numbers():
     module, x = compiled(), torch.randn(3, 8)
     with torch.no_grad():
         torch.testing.assert_close(module(x)[0], Stack()(x)[0])
+
+
+def test_half_a_file_in_the_cache_is_said_and_compiled_anew(monkeypatch, caplog, tmp_path):
+    """A killed process leaves one; a compiler that fails with an empty cache too is an error."""
+    monkeypatch.setenv(compilation.CACHE, str(tmp_path / "damaged"))
+    torch.compiler.reset()
+
+    def load_library(graph, inputs, **options):
+        if os.environ[compilation.CACHE] == str(tmp_path / "damaged"):
+            raise ImportError("x.so: file too short")
+        return graph
+
+    monkeypatch.setattr(compilation, "BACKEND", load_library)
+    module, x = compiled(), torch.randn(3, 8)
+    assert torch.equal(module(x)[0], Stack()(x)[0])
+    assert f"in {tmp_path / 'damaged'} cannot be used" in caplog.text
+    assert "file too short" in caplog.text
+
+    def broken(graph, inputs, **options):
+        raise ImportError("x.so: file too short")
+
+    monkeypatch.setattr(compilation, "BACKEND", broken)
+    with pytest.raises(UsageError, match=r"backend\.compile: torch\.compile failed .*file too short.*set it to 'none'"):
+        compiled()(x)
+
+
+@torch.no_grad()
+def test_a_compiled_population_has_one_size(tmp_path):
+    """Ten members, four at a time: the last batch draws two again, and no score changes."""
+    problem = assemble(world(tmp_path, "optimizer.population=10", "run.micro_batch=8"))
+    optimizer = load_optimizer(problem)
+    optimizer.prepare()
+    batch, mine = problem.draw(0), slice(0, 10)
+    noise, sizes, render = problem.backend.noise(batch.seeds), [], optimizer._render
+    optimizer._render = lambda own, chunk, part: sizes.append(chunk.members) or render(own, chunk, part)
+    plain = optimizer._score(0, batch, noise, mine, 8)
+    assert sizes == [4, 4, 2]
+    sizes.clear()
+    with mock.patch.object(type(problem.backend), "compiled", True):
+        found = optimizer._score(0, batch, noise, mine, 8)
+    assert sizes == [4, 4, 4]
+    for name in plain:
+        torch.testing.assert_close(found[name], plain[name], atol=1e-4, rtol=1e-4)
 
 
 def world(tmp_path, *overrides):

@@ -1,13 +1,17 @@
 """``torch.compile``, in place, for what a backend really calls: the repeated blocks of a network, and decoders.
 
-A network's blocks are alike, so that one of them is compiled and all run what that gives.
+A network's blocks are alike, so that one of them is compiled and all run what that gives. What is compiled is kept for
+later processes in ``compiled`` of our cache folder, or where ``TORCHINDUCTOR_CACHE_DIR`` says.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import tempfile
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +19,9 @@ from torch import Tensor, nn
 
 from t2ialign.errors import UsageError
 from t2ialign.ranks.sharding import blocks
+from t2ialign.storage.embeds import cache_root
 
+log = logging.getLogger(__name__)
 #: What compiles; the tests exchange it for one that is quick.
 BACKEND = "inductor"
 #: Graphs that one kind of block may need: base, LoRA, population and gradients, for batches and for a single image, and
@@ -23,6 +29,8 @@ BACKEND = "inductor"
 GRAPHS = 32
 #: Modes that run on CUDA graphs.
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+OWN_CACHE = "t2ialign-compiled-"
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 COMPILERS = ("c++", "g++", "clang++", "cl")
 
 
@@ -59,9 +67,10 @@ def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> No
     if not any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name):
         raise UsageError(f"backend.compile = '{mode}' needs a C++ compiler on the path: {', '.join(COMPILERS)}")
     mode = "default" if mode == "decoder" else mode
+    os.environ.setdefault(CACHE, str(cache_root() / "compiled"))
     import torch._dynamo.config as limits
     import torch.fx.experimental._config as shapes
-    from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
+    from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported
 
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
     # Else a batch that is by chance as large as a width counts as that width, and the next batch compiles again.
@@ -76,8 +85,13 @@ def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> No
         given = [*args, *kwargs.values()]
         any_size = not any(getattr(part, "fixed_batch", False) for part in module.modules())
         given = [_prepared(value, any_size) for value in given]
+        named = dict(zip(kwargs, given[len(args) :], strict=True))
         try:
-            output = compiled(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
+            try:
+                output = compiled(*given[: len(args)], **named)
+            except BackendCompilerFailed as error:
+                _leave_cache(error)
+                output = compiled(*given[: len(args)], **named)
         except (Unsupported, FailOnRecompileLimitHit) as error:  # raised for a whole graph alone
             reason = str(error).strip().splitlines()[0]
             raise UsageError(
@@ -88,6 +102,16 @@ def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> No
         return _copied(output) if mode in CUDA_GRAPHS else output
 
     module.forward = forward
+
+
+def _leave_cache(error: Exception) -> None:
+    """Go on with a cache of this process's own, once: a process that is killed while it compiles leaves half a file."""
+    used, reason = os.environ[CACHE], str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
+    if Path(used).name.startswith(OWN_CACHE):
+        raise UsageError(f"backend.compile: torch.compile failed ({reason}); set it to 'none'") from error
+    os.environ[CACHE] = tempfile.mkdtemp(prefix=OWN_CACHE)
+    log.warning("what torch.compile left in %s cannot be used (%s): compiling anew; delete that folder", used, reason)
+    torch._dynamo.reset()
 
 
 def _prepared(value: Any, any_size: bool) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from t2ialign import LoraOptimizer, RewardError, State, StepResult
 from t2ialign.problem.problem import Batch, Problem
-from t2ialign.tensors.batching import split
+from t2ialign.tensors.batching import split, split_evenly
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_eggroll import checks
 from t2ialign_eggroll.config import EggrollConfig, OpenESConfig
@@ -115,12 +115,14 @@ class EvolutionStrategy(LoraOptimizer):
         """Scores (members, images) of a run of members, in chunks of at most ``micro_batch`` images."""
         images = len(batch.seeds)
         together = 1 if self.form is None else max(1, micro_batch // images)
+        # Compiled blocks are compiled for a number of members: rather draw a few once more than compile for the rest.
+        chunks = split_evenly if self.problem.backend.compiled and self.form is not None else split
         scores = {
             name: torch.empty(mine.stop - mine.start, images, device=self.device) for name in self.problem.rewards.names
         }
-        for rows in split(mine.stop - mine.start, together):
+        for rows in chunks(mine.stop - mine.start, together):
             perturbations = self.member_noise(index, slice(mine.start + rows.start, mine.start + rows.stop))
-            for columns in split(images, micro_batch):
+            for columns in chunks(images, micro_batch):
                 chunk = Chunk(rows.stop - rows.start, columns.stop - columns.start)
                 part = Rows.of(batch, noise, columns, chunk.members)
                 pictures = self._render(perturbations, chunk, part)
