@@ -189,6 +189,7 @@ class Noise:
         first = next(pieces)
         if not self._low(shape):
             return FullRank(first.unflatten(1, shape) if shape else first.squeeze(1))
+        assert self.rank is not None
         count, rank, second = len(first), self.rank, next(pieces)
         return LowRank(first.view(count, shape[0], rank), second.view(count, -1, rank), shape)
 
