@@ -115,7 +115,8 @@ def measure(bench: Bench, stages: list[str], rounds: int, others: bool) -> None:
     ratios = {"pop/plain": ("population", "cached")}
     if others:
         ratios |= {"cache gain": ("cached", "uncached"), "pop/single": ("population", "one by one")}
-    print(f"{'':10}" + "".join(f"{name:>12}" for name in names) + "".join(f"{name:>20}" for name in ratios))
+    heads = "".join(f"{name:>20}" for name in ratios) + "    best"
+    print(f"{'':10}" + "".join(f"{name:>12}" for name in names) + heads)
     for stage in stages:
         decode = stage == "images"
         runs: dict[str, Callable[[], object]] = {
@@ -129,7 +130,7 @@ def measure(bench: Bench, stages: list[str], rounds: int, others: bool) -> None:
         turns = in_turns(runs, bench.device, rounds)
         speeds = "".join(f"{total / turns.median(name):12.1f}" for name in names)
         cells = "".join(f"{ratio(turns.faster(*pair)):>20}" for pair in ratios.values())
-        print(f"{stage:10}{speeds}{cells}", flush=True)
+        print(f"{stage:10}{speeds}{cells}{turns.best('population', 'cached'):8.2f}", flush=True)
 
 
 def main() -> None:

@@ -27,6 +27,10 @@ class Turns:
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
 
+    def best(self, name: str, other: str) -> float:
+        """How many times as fast ``name`` is, each in its fastest round: what an idle machine would be nearest to."""
+        return min(self.seconds[other]) / min(self.seconds[name])
+
     def faster(self, name: str, other: str) -> tuple[float, float, float]:
         """How many times as fast ``name`` is: the median of the rounds' ratios, and their quartiles."""
         ratios = [b / a for a, b in zip(self.seconds[name], self.seconds[other], strict=True)]
