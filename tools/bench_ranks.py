@@ -1,10 +1,14 @@
 """The evaluation of 400 images by one process and by two: wall time, CPU time, peak memory.
 
-    OMP_NUM_THREADS=1 python tools/bench_ranks.py [--images 400] [--rounds 3] [--shard]
+    OMP_NUM_THREADS=1 python tools/bench_ranks.py [--images 400] [--rounds 3] [--calls 1] [--shard]
 
 Both evaluate base and tuned of the same run on the shapes world (Sana Sprint, one EGGROLL step), from a process that
 has imported everything; the clock starts once the model is loaded. The order alternates; medians are shown. Two
-processes need two free cores. ``--shard`` also evaluates with the network's weights split over the two ranks.
+processes need two free cores. ``--calls`` makes the images heavier: so many network calls each. ``--shard`` also
+evaluates with the network's weights split over the two ranks.
+
+What two busy cores can give at most is measured too: two runs at once that share nothing but the machine show how much
+they slow each other down.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import tempfile
 import time
@@ -49,11 +54,20 @@ limit = 4
 """
 
 
-def measured(run: Path, size: int, overrides: list[str], folder: Path) -> list[dict[str, float]]:
-    """Each rank's seconds, CPU seconds, peak memory (MB) and numbers of the network that it holds."""
+def measured(run: Path, size: int, overrides: list[str], folder: Path, apart: bool = False) -> list[dict[str, float]]:
+    """Each process's seconds, CPU seconds, peak memory (MB) and numbers of the network that it holds.
+
+    Args:
+        apart: each is a run of its own, on a copy of the run directory.
+    """
+    own = [run.with_name(f"{run.name}-{rank}") for rank in range(size)] if apart else [run] * size
+    for copy in own if apart else []:
+        shutil.copytree(run, copy, dirs_exist_ok=True)
 
     def work(rank: int) -> None:
-        run_dir, problem, optimizer = runner.restore(run, display=Display(quiet=True), overrides=overrides)
+        if apart:
+            os.environ["WORLD_SIZE"] = "1"
+        run_dir, problem, optimizer = runner.restore(own[rank], display=Display(quiet=True), overrides=overrides)
         problem.world.meet()
         wall, cpu = time.perf_counter(), time.process_time()
         finish.evaluate_run(run_dir, problem, optimizer, Display(quiet=True))
@@ -72,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=1)
     parser.add_argument("--shard", action="store_true")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -81,22 +96,32 @@ def main() -> None:
         prompts = len(specs.load(spec, ["evaluation.limit=1000000"]).evaluation_prompts())
         each = -(-wanted.images // prompts)
         common = [f"evaluation.limit={-(-wanted.images // each)}", f"evaluation.images_per_prompt={each}"]
-        ways = {"one process": (1, []), "two processes": (2, [])}
+        if wanted.calls > 1:
+            common.append(f"sampler={{kind = 'scm', steps = {wanted.calls}}}")
+        ways = {"one process": (1, [], False), "two processes": (2, [], False), "two runs at once": (2, [], True)}
         if wanted.shard:
-            ways["two, sharded"] = (2, ["backend.shard='fsdp'"])
+            ways["two, sharded"] = (2, ["backend.shard='fsdp'"], False)
         results: dict[str, list[list[dict[str, float]]]] = {name: [] for name in ways}
         for number in range(wanted.rounds):
-            for name, (size, more) in sorted(ways.items(), reverse=bool(number % 2)):
-                results[name].append(measured(run, size, common + more, Path(place) / "logs"))
+            for name, (size, more, apart) in sorted(ways.items(), reverse=bool(number % 2)):
+                if apart and number:
+                    continue  # once is enough for a bound
+                results[name].append(measured(run, size, common + more, Path(place) / "logs", apart))
     print(f"{wanted.images} images of base and of tuned; load of the machine now: {os.getloadavg()[0]:.1f}\n")
-    print("| | wall s | CPU s of all | peak MB a rank | numbers held a rank |\n|---|---|---|---|---|")
-    walls = {}
+    print("| | wall s | CPU s of all | CPU s of the busiest | peak MB a rank | numbers held a rank |")
+    print("|---|---|---|---|---|---|")
+    walls, busiest = {}, {}
     for name, rounds in results.items():
         walls[name] = statistics.median(max(rank["wall"] for rank in found) for found in rounds)
+        busiest[name] = statistics.median(max(rank["cpu"] for rank in found) for found in rounds)
         cpu = statistics.median(sum(rank["cpu"] for rank in found) for found in rounds)
         peak = statistics.median(max(rank["peak"] for rank in found) for found in rounds)
-        print(f"| {name} | {walls[name]:.1f} | {cpu:.1f} | {peak:.0f} | {rounds[0][0]['held']:,} |")
-    print(f"\ntwo processes are {walls['one process'] / walls['two processes']:.2f} times as fast")
+        numbers = f"{cpu:.1f} | {busiest[name]:.1f} | {peak:.0f} | {rounds[0][0]['held']:,}"
+        print(f"| {name} | {walls[name]:.1f} | {numbers} |")
+    one, two, both = ("one process", "two processes", "two runs at once")
+    faster = [found[one] / found[two] for found in (walls, busiest)]
+    print(f"\ntwo processes are {faster[0]:.2f} times as fast, {faster[1]:.2f} times in CPU time")
+    print(f"two runs at once do {2 * walls[one] / walls[both]:.2f} times the work of one: this machine's bound")
 
 
 if __name__ == "__main__":

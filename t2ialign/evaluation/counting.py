@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from t2ialign.parts.denoiser import Denoiser
+from t2ialign.problem.problem import Problem
 
 
 @dataclass
@@ -36,3 +37,24 @@ def counting() -> Iterator[Count]:
         yield count
     finally:
         Denoiser.watchers.remove(add)
+
+
+@contextmanager
+def told(problem: Problem, unit: Callable[[int, int], AbstractContextManager[Callable[[int], None]]]) -> Iterator[None]:
+    """Inside is one step, whose network calls are told: those of denoisers, or the images of autoregressive models.
+
+    Args:
+        unit: given the calls that this rank is expected to make in the step, and the images of the step, what is told
+            the rows of every call.
+    """
+    spec = problem.spec
+    plan = spec.optimizer_config.plan(spec)
+    each = plan.evaluations or (spec.sampler_config.evaluations() if spec.sampler else 1)
+    with unit(-(-plan.images_per_step * each // problem.world.size), plan.images_per_step) as tell:
+        for watchers in (Denoiser.watchers, Problem.watchers):
+            watchers.append(tell)
+        try:
+            yield
+        finally:
+            for watchers in (Denoiser.watchers, Problem.watchers):
+                watchers.remove(tell)

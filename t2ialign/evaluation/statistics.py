@@ -19,6 +19,9 @@ from t2ialign.spec.prompts import data_of
 Values = Sequence[float | None]
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
+#: Two scores of an image are equal if they differ by less than this share of the largest score: the same image drawn in
+#: another batch, or by another number of processes, differs in its last bits.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def paired(base: Values, other: Values, prompts: Sequence[str]) -> dict[str, Any
     ours, theirs, texts = [base[row] for row in rows], [other[row] for row in rows], [prompts[row] for row in rows]
     changes = [there - here for here, there in zip(ours, theirs, strict=True) if here is not None and there is not None]
     difference = estimate(changes, texts)
-    wins = estimate([(change > 0) + 0.5 * (change == 0) for change in changes], texts)
+    tie = ROUNDING * max((abs(score) for score in [*ours, *theirs] if score is not None), default=0.0)
+    wins = estimate([0.5 if abs(change) <= tie else float(change > 0) for change in changes], texts)
     interval = difference.interval
     return {
         "difference": difference.mean,

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,7 +63,10 @@ class Problem:
         encoded: their encodings.
         output: where an optimizer may put what is finished while the run goes on; None outside a run directory.
         micro_batch: images per forward pass.
+        watchers: told the images of every pass of an autoregressive model, as ``Denoiser.watchers`` of calls.
     """
+
+    watchers: ClassVar[list[Callable[[int], None]]] = []
 
     spec: Spec
     backend: Backend
@@ -113,7 +116,12 @@ class Problem:
         """Images in one pass, with gradients if they are enabled."""
         with blaming(self.backend.label):
             batch = self.backend.generate(conditioning, seeds, self.sampler, noise)
+        self._told(len(seeds))
         return checks.images(self.backend, batch, len(seeds))
+
+    def _told(self, images: int) -> None:
+        for watch in self.watchers if self.backend.info.family == "autoregressive" else ():
+            watch(images)
 
     def retrying(self, run: Callable[[int], T]) -> T:
         """``run(micro_batch)``; a micro-batch that does not fit into memory is halved, for all that follows too."""
@@ -188,6 +196,7 @@ class Problem:
         def part(rows: slice) -> tuple[Tensor, Tensor]:
             with blaming(self.backend.label):
                 images, tokens = self.backend.draw_tokens(conditioning[rows], seeds[rows], plain, guided)
+            self._told(len(images))
             return checks.images(self.backend, images, len(seeds[rows])), tokens
 
         def run(size: int) -> tuple[Tensor, Tensor]:

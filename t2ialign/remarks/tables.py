@@ -75,7 +75,7 @@ IDLE: dict[type[Config], tuple[Idle, ...]] = {
         ),
         Idle(
             "timeout",
-            "a run of one process waits for no other",
+            "with one process there is no other to wait for",
             lambda own, spec: int(os.environ.get("WORLD_SIZE", "1")) == 1,
             "nothing, if the run is to have several",
         ),

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from t2ialign.errors import RewardError, T2IAlignError, UsageError, blaming, culprit
+from t2ialign.evaluation.counting import told
 from t2ialign.evaluation.drafts import draft_remarks
 from t2ialign.evaluation.evaluate import items
 from t2ialign.evaluation.image_statistics import image_statistics
@@ -162,7 +163,7 @@ def _loaded(run: RunDir, spec: Spec, world: distributed.World, display: Display)
     display.say(f"run directory: {run.path}")
     checkpoints.commits.update(run.revisions())
     early = _remark(spec, display)
-    with explained(run.path, "while loading"), display.encoding():
+    with explained(run.path, "while loading"), display.encoding(), display.downloading():
         problem = assemble(spec, world, say, run.output)
         optimizer = load_optimizer(problem)
     if world.is_main:
@@ -239,7 +240,7 @@ class _Loop:
                 started = time.monotonic()
                 with self._kept(index):
                     with explained(self.run_dir.path, f"at step {index + 1}"), blaming(self.optimizer.label):
-                        with self.problem.backend.drafting():
+                        with self.problem.backend.drafting(), told(self.problem, bar.unit):
                             result = checks.result(self.optimizer, self.optimizer.step(index), index)
                         self.optimizer.after_step(index)
                     seconds = time.monotonic() - started

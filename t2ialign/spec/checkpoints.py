@@ -7,8 +7,10 @@ import hashlib
 import importlib.util
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 from t2ialign import places
 from t2ialign.errors import UsageError
@@ -18,6 +20,8 @@ from t2ialign.foreign import model_settings, tensor_header
 WHOLE, SAMPLES, PIECE = 2**26, 256, 2**12
 #: "owner/name@revision" -> the commit that it stands for in this process, once it was fetched; a resumed run fills it.
 commits: dict[str, str] = {}
+#: Given a hub id, what is told (bytes so far, bytes in all) while its files are on their way.
+watchers: list[Callable[[str], AbstractContextManager[Callable[[int, int], None]]]] = []
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -181,11 +185,43 @@ def resolve(
     edition = f"{reference}@{revision or 'main'}"
     try:
         chosen = commits.get(edition, revision)
-        folder = Path(snapshot_download(reference, revision=chosen, allow_patterns=list(patterns)))
+        with ExitStack() as stack:
+            tells = [stack.enter_context(watch(reference)) for watch in watchers]
+            told: dict[str, Any] = {"tqdm_class": _bars(tells)} if tells else {}
+            folder = Path(snapshot_download(reference, revision=chosen, allow_patterns=list(patterns), **told))
         commits.setdefault(edition, folder.name)  # <cache>/models--owner--name/snapshots/<commit>
         return folder
     except OSError as error:  # every error of the hub's client is one
         raise UsageError(f"checkpoint '{reference}'{_hub_fault(error, reference, revision)}") from error
+
+
+def _bars(tells: Sequence[Callable[[int, int], None]]) -> type:
+    """What the hub's client takes for its bars: they draw nothing, and tell of the bytes of one download.
+
+    The client has several of these: for files, for what came over the network, and for what is on the disk.
+    """
+    from tqdm import tqdm
+
+    counted: list[Any] = []
+
+    class Told(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"disable": False})
+            if self.unit == "B":
+                counted.append(self)
+
+        def display(self, *arguments: Any, **options: Any) -> None:
+            if total := max((int(bar.total or 0) for bar in counted), default=0):
+                for tell in tells:
+                    tell(min(total, max(int(bar.n) for bar in counted)), total)
+
+        def clear(self, *arguments: Any, **options: Any) -> None:
+            """Nothing was drawn."""
+
+        def close(self) -> None:
+            """Nor is anything left behind."""
+
+    return Told
 
 
 def _hub_fault(error: BaseException, reference: str, revision: str | None) -> str:

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from t2ialign.errors import UsageError
 
 #: Ends the name of a folder that is just being replaced.
 OLD = ".old.tmp"
+#: Files of a folder that are synced at the same time: each waits for the disk, which serves many as fast as one.
+SYNCS = 8
 
 
 @contextmanager
@@ -26,8 +29,7 @@ def replacing(path: Path, sync: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if sync:
-            with temporary.open("rb+") as stream:  # Windows syncs only what may be written
-                os.fsync(stream.fileno())
+            _sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -85,10 +87,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as stream:
-                    os.fsync(stream.fileno())
+        with ThreadPoolExecutor(SYNCS) as pool:
+            list(pool.map(_sync, [file for file in temporary.rglob("*") if file.is_file()]))
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
@@ -96,6 +96,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb+") as stream:  # Windows syncs only what may be written
+        os.fsync(stream.fileno())
 
 
 def clean(folder: Path) -> None:

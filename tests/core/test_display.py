@@ -15,6 +15,7 @@ from t2ialign.run import display as displays
 from t2ialign.run import runner
 from t2ialign.run.chatter import Chatter
 from t2ialign.run.display import Display
+from t2ialign.spec import checkpoints
 from t2ialign.spec import parse as specs
 from t2ialign.storage import embeds
 
@@ -66,6 +67,120 @@ def test_the_eta_of_the_steps_counts_the_end_of_the_run(toy_spec, monkeypatch):
     assert min(rests) >= (2 * 5 * 2 + 4 * 4) * 0.5  # a grid of two images took one second or more
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets; in seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(displays.time, "monotonic", lambda: now[0])
+    return now
+
+
+def shares(bar, clock, calls, seconds, each=8):
+    """A unit of ``calls`` network calls, ``each`` at a time and equally far apart; what the bar says after each."""
+    said = []
+    with bar.unit(64, 64) as tell:
+        for _ in range(calls // each):
+            clock[0] += seconds * each / calls
+            tell(each)
+            said.append(bar._progress.tasks[0].fields["inside"])
+    bar.advance(1)
+    return said
+
+
+def test_a_slow_step_shows_its_images_their_pace_and_an_eta_of_its_own(clock):
+    with Display(Console(file=io.StringIO(), force_terminal=True, width=80)).bar("step", 9) as bar:
+        assert shares(bar, clock, 64, 4.0) == [""] * 8  # quick steps show nothing
+        assert shares(bar, clock, 64, 64.0)[1] == "16/64 images  1 images/s  eta 0:48"
+        assert bar._progress.tasks[0].fields["inside"] == ""  # between steps there is nothing to show
+        longer = shares(bar, clock, 96, 96.0)
+        assert longer[7:9] == ["64/64 images  1 images/s  eta 0:00", "72 network calls"]
+        assert shares(bar, clock, 96, 96.0)[0] == "8/96 network calls  0.667 images/s  eta 1:28"  # as many as before
+
+
+def test_the_eta_of_a_step_follows_its_latest_pace(clock):
+    """Half at one image a second, then at four: the mean over all would say 1.07 images a second after the change."""
+    with Display(Console(file=io.StringIO(), force_terminal=True, width=80)).bar("step", 9) as bar:
+        with bar.unit(400, 400) as tell:
+            for seconds in [1.0] * 200 + [0.25] * 120:
+                clock[0] += seconds
+                tell(1)
+        done, pace = re.match(r"(\d+)/400 images  ([\d.]+) images/s", bar._progress.tasks[0].fields["inside"]).groups()
+    assert done == "320"
+    assert 2.5 < float(pace) < 4
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(50, 0), (200, 2)])
+def test_a_step_of_more_than_a_minute_has_a_line_a_minute_where_there_is_no_terminal(clock, seconds, lines):
+    written = io.StringIO()
+    with Display(Console(file=written, width=200)).bar("step", 3) as bar:
+        shares(bar, clock, 64, seconds)
+    said = [line for line in written.getvalue().splitlines() if "under way" in line]
+    assert len(said) == lines
+    assert all(re.match(r"step 1/3 is under way: \d+/64 images  0.32 images/s  eta \d:\d\d$", line) for line in said)
+
+
+def test_a_step_of_a_run_tells_of_all_its_images(toy_spec, tmp_path, monkeypatch):
+    counts, add = [], displays.Pace.add
+    monkeypatch.setattr(displays.Pace, "add", lambda self, count, now: (counts.append(count), add(self, count, now)))
+    spec = specs.load(toy_spec(run={"steps": 2, "out": str(tmp_path / "runs"), "micro_batch": 2}))
+    runner.start(spec, Display(quiet=True))
+    assert sum(counts) == 2 * 3 * spec.optimizer_config.plan(spec).images_per_step  # of three candidates
+
+
+class Hub:
+    """What stands for the hub's client: bars for files and for bytes, of sizes that come one after the other."""
+
+    def __init__(self, folder, sizes):
+        self.folder, self.sizes = folder, sizes
+
+    def snapshot_download(self, reference, revision=None, allow_patterns=(), tqdm_class=None):
+        make = tqdm_class or (lambda *a, **k: None)
+        network = make(total=0, unit="B", desc="Downloading bytes")
+        disk = make(total=0, unit="B", desc="Reconstructing")
+        with make(total=len(self.sizes), desc="Fetching files") as files:
+            for size in self.sizes:
+                for bar in (network, disk):
+                    bar.total += size
+                    bar.refresh()
+                for _ in range(4):
+                    network.update(size // 4)
+                    disk.update(size // 4)
+                files.update(1)
+        disk.set_description("Reconstruction complete")
+        return str(self.folder)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def of(*sizes):
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", Hub(tmp_path, sizes).snapshot_download)
+        monkeypatch.setattr(checkpoints, "commits", {})
+
+    return of
+
+
+def test_a_download_tells_its_megabytes_in_lines_where_there_is_no_terminal(hub, capfd):
+    hub(3 * 2**20, 400 * 2**20, 2**19)
+    written = io.StringIO()
+    with Display(Console(file=written, width=200)).downloading():
+        checkpoints.resolve("owner/model")
+    assert checkpoints.watchers == []
+    lines = written.getvalue().splitlines()
+    assert lines[-1] == "downloading, MB 404/404  eta 0:00  owner/model"
+    assert len(lines) <= 3
+    assert capfd.readouterr().err == ""  # the client draws no bars of its own
+
+
+def test_what_is_on_the_disk_already_has_no_bar(hub):
+    hub()
+    written = io.StringIO()
+    with Display(Console(file=written, width=200)).downloading():
+        checkpoints.resolve("owner/model")
+    assert written.getvalue() == ""
+
+
 def screen_of(width: int, show) -> list[str]:
     """What a terminal of some width shows in the end; ``show`` gets a console on it."""
     pyte = pytest.importorskip("pyte")
@@ -86,6 +201,10 @@ def test_a_terminal_shows_one_bar_with_its_numbers_below_and_what_was_said_above
                 bar.advance(1, NOTE)
                 bar._progress.refresh()
             display.say("drift after step 7")
+            with bar.unit(1024, 1024) as tell:
+                bar._slow = True
+                tell(96)
+                bar._progress.refresh()
 
     shown = screen_of(width, show)
     assert shown[0] == "run directory: runs/mine"
@@ -93,7 +212,22 @@ def test_a_terminal_shows_one_bar_with_its_numbers_below_and_what_was_said_above
     assert [line for line in shown if line.startswith("step ")] == [shown[2]]
     assert "7/24" in shown[2]
     assert "eta" in shown[2]
-    assert " ".join(shown[3:]).split() == NOTE.split()
+    assert shown[3].startswith("  96/1,024 images ")
+    assert " ".join(shown[4:]).split() == NOTE.split()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_terminal_shows_a_download_and_of_what(width, hub):
+    hub(3 * 2**20, 400 * 2**20)
+
+    def show(console):
+        with Display(console).downloading():
+            checkpoints.resolve("owner/a-model-of-some-size")
+
+    shown = screen_of(width, show)
+    assert shown[0].startswith("downloading, MB ")
+    assert "403/403" in shown[0]
+    assert shown[1:] == ["  owner/a-model-of-some-size"]
 
 
 @pytest.mark.parametrize("setting", [{"TERM": "dumb"}, {"NO_COLOR": "1", "TERM": "xterm-256color"}])

@@ -15,7 +15,10 @@ import t2ialign_eggroll.plugin
 import t2ialign_ppo.plugin
 import t2ialign_reno.plugin
 import t2ialign_rl.plugin
+import t2ialign_search.plugin
+import t2ialign_shapes.plugin
 import t2ialign_solvers.plugin
+import t2ialign_var.plugin
 from t2ialign import cli
 from t2ialign.run import runner
 from t2ialign.run.display import Display
@@ -29,7 +32,10 @@ PLUGINS = [
     t2ialign_ppo.plugin,
     t2ialign_reno.plugin,
     t2ialign_rl.plugin,
+    t2ialign_search.plugin,
+    t2ialign_shapes.plugin,
     t2ialign_solvers.plugin,
+    t2ialign_var.plugin,
 ]
 #: An odd number of images: two ranks share them unequally.
 ODD = {"file": "prompts.txt", "per_step": 3, "images_per_prompt": 3}
@@ -39,8 +45,13 @@ FLOW = {
     "prompts": ODD,
 }
 FROZEN = {"backend": {"kind": "toy-model", "checkpoint": "some/model", "dtype": "float32"}}
+#: Searches: a step's images are chosen, nothing is trained.
+CHOSEN = {"backend": {**FROZEN["backend"], "kind": "toy-flow"}, "prompts": {"file": "prompts.txt", "per_step": 3}}
+NOISY = {**CHOSEN, "sampler": {"kind": "toy-steps", "steps": 3, "fresh": 0.7}}
+VAR = "pkg:t2ialign_shapes/checkpoints/var"
 METHODS = {
     "eggroll": {"optimizer": {"kind": "eggroll", "population": 6}, "prompts": ODD},
+    "open-es": {"optimizer": {"kind": "open-es", "population": 6}, "prompts": ODD},
     "reno": {"optimizer": {"kind": "reno"}, **FROZEN, "sampler": {"kind": "toy-smooth"}, "prompts": ODD},
     "dav": {"optimizer": {"kind": "dav", "particles": 2}, **FLOW},
     "ppo-epd": {
@@ -53,6 +64,34 @@ METHODS = {
         kind: {"optimizer": {"kind": kind, "learning_rate": 1e-3}, **FLOW}
         for kind in ("nft", "awm", "online-dpo", "flow-grpo", "draft", "srpo")
     },
+    "grpo-ar": {
+        "optimizer": {"kind": "grpo-ar", "learning_rate": 1e-3},
+        "backend": {
+            "kind": "var",
+            "checkpoint": VAR,
+            "dtype": "float32",
+            "top_k": 0,
+            "top_p": 1.0,
+            "lora": {"rank": 2, "targets": ["proj"]},
+        },
+        "sampler": None,
+        "reward": [{"kind": "shapes-graded"}],
+        "prompts": {"file": f"{VAR}/prompts.txt", "per_step": 1, "images_per_prompt": 3},
+    },
+    "dav-upstream": {
+        "optimizer": {"kind": "dav-upstream", "particles": 2},
+        **FLOW,
+        "sampler": {"kind": "ddim", "steps": 3, "eta": 1.0, "schedule": "discrete", "to_zero": False},
+    },
+    "dav-search": {"optimizer": {"kind": "dav-search", "particles": 2, "value_gradient": False}, **FLOW},
+    "image-select": {"optimizer": {"kind": "image-select"}, **CHOSEN},
+    "fk-steering": {"optimizer": {"kind": "fk-steering", "particles": 4}, **NOISY},
+    "evo-search": {
+        "optimizer": {"kind": "evo-search", "population_size_schedule": [4, 3, 3], "elite_size": 2},
+        **NOISY,
+    },
+    "zero-order": {"optimizer": {"kind": "zero-order", "neighbours": 3}, **CHOSEN, "sampler": {"kind": "toy-steps"}},
+    "hyper-noise": {"optimizer": {"kind": "hyper-noise"}, "sampler": {"kind": "toy-smooth"}, "prompts": ODD},
 }
 
 

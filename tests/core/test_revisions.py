@@ -22,7 +22,7 @@ def asked(tmp_path, monkeypatch):
     """Revisions that a hub was asked for; its main branch moves on after the first one."""
     found = []
 
-    def snapshot_download(reference, revision=None, allow_patterns=()):
+    def snapshot_download(reference, revision=None, allow_patterns=(), tqdm_class=None):
         found.append(revision)
         commit = revision if revision in (OLD, NEW) else (OLD if len(found) == 1 else NEW)
         folder = tmp_path / "hub" / "snapshots" / commit

@@ -105,6 +105,10 @@ def test_images_of_a_prompt_are_one_observation():
     assert found["win_ci95"][0] == pytest.approx(0.342, abs=1e-3)  # of two prompts, not of six images
 
 
+def test_an_image_that_was_drawn_again_is_a_tie_whatever_its_last_bits():
+    assert paired([0.5, 0.25], [0.5 + 3e-8, 0.25 - 3e-8], "ab")["win_rate"] == 0.5
+
+
 def test_ties_count_half_in_the_win_rate():
     assert paired([0.0] * 4, [1.0, 0.0, 0.0, -1.0], "abcd")["win_rate"] == 0.5
 

@@ -1,6 +1,7 @@
 """GRPO on the embedded VAR."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from ranks import Meeting, Rank
 
 from t2ialign import T2IAlignError
+from t2ialign.evaluation.counting import told
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
 from t2ialign.spec import parse as specs
@@ -65,6 +67,14 @@ def test_two_ranks_learn_what_one_process_does():
             assert lines[0] == pytest.approx(expected[0], rel=1e-2, abs=1e-4)
             for name, tensor in whole.items():
                 torch.testing.assert_close(tensors[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+def test_a_step_tells_of_its_images_as_they_are_drawn():
+    """A model without a denoiser, whose calls are told elsewhere."""
+    told_of, trained = [], optimizer("prompts.per_step=1", "run.micro_batch=2")
+    with told(trained.problem, lambda calls, images: nullcontext(told_of.append)):
+        after(trained, 0, 1)
+    assert told_of == [2, 1]
 
 
 def test_a_resumed_run_goes_on_as_if_never_stopped():
