@@ -204,7 +204,7 @@ def _bars(tells: Sequence[Callable[[int, int], None]]) -> type:
 
     counted: list[Any] = []
 
-    class Told(tqdm):  # type: ignore[type-arg]
+    class Told(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options | {"disable": False})
             if self.unit == "B":
