@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from t2ialign_eggroll import CMAESTrainer, EggrollTrainer, OpenESTrainer, PGPETrainer, SNESTrainer
 from t2ialign_eggroll.eggroll_trainer import EGGROLLTrainer
-from t2ialign_eggroll.trainers.cma import MOST
+from t2ialign_eggroll.trainers.covariance import MOST
 from t2ialign_eggroll.trainers.defaults import SIGMA
 
 POPULATION = 64

@@ -1,4 +1,4 @@
-"""How float32 is computed, and whether twice in the same way: torch's own switches, which hold for the process."""
+"""Switches that hold for the process: how float32 is computed, whether twice in the same way, and freed memory."""
 
 from __future__ import annotations
 
@@ -29,3 +29,13 @@ def apply(run: RunConfig) -> None:
         os.environ.setdefault(CUBLAS, ":4096:8")
         deterministic, warn_only = True, True  # an operation without such a form is named in a warning
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep a batch's memory on the CPU for the next batch.
+
+    glibc gives large blocks back to the system, and each page that comes back costs a fault and 4 kB of zeros, which
+    can take as long as the arithmetic. It keeps what is smaller than the largest block that was freed so far, up to
+    32 MB (mallopt(3), M_MMAP_THRESHOLD), so one that nobody touches is freed here. Others take no notice.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)

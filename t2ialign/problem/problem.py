@@ -258,6 +258,8 @@ def assemble(
     """
     numerics.apply(spec.run)
     device = distributed.device(spec.run.device)
+    if device.type == "cpu":
+        numerics.keep_freed_memory()
     report(f"loading {spec.backend.kind} from {spec.backend_config.checkpoint}")
     for part in (spec.backend, spec.sampler, spec.optimizer, *spec.rewards):
         if part:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from t2ialign_eggroll import ClipUp, EggrollTrainer, OpenESTrainer, PGPETrainer, SNESTrainer
+from t2ialign_eggroll import CEMTrainer, ClipUp, EggrollTrainer, OpenESTrainer, PGPETrainer, SNESTrainer
 from t2ialign_eggroll.noise import FullRank
 from t2ialign_eggroll.shaping import shape
 from t2ialign_eggroll.trainers.adaptive import AdaptiveTrainer
@@ -121,6 +121,15 @@ def test_pgpe_is_evotorchs(case, function):
         case,
         function,
     )
+
+
+@pytest.mark.parametrize("function", ["f1", "f2"])
+@cases("cem")
+def test_cem_is_evotorchs(case, function):
+    config = CASES[case]
+    bounds = {ours: config[theirs] for ours, theirs in LIMITS.items() if theirs in config}
+    options = {"population_size": config["popsize"], "elite_share": config["parenthood_ratio"], "max_change": None}
+    followed(recorded(CEMTrainer, case, function, **(options | bounds)), case, function)
 
 
 @pytest.mark.parametrize("function", ["f1", "f2"])

@@ -1,8 +1,9 @@
-"""CMA-ES against numbers recorded from evotorch, and as a trainer."""
+"""CMA-ES and xNES against numbers recorded from evotorch; these and CEM as trainers."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from t2ialign_eggroll import CMAESTrainer
+from t2ialign_eggroll import CEMTrainer, CMAESTrainer, XNESTrainer
 
 FILE = Path(__file__).parent.parent / "golden" / "es_search.safetensors"
 GOLDEN = load_file(FILE)
@@ -76,6 +77,28 @@ def test_it_is_evotorchs(case, function):
             torch.testing.assert_close(getattr(trainer, own), golden[name][generation], **CLOSE, msg=name)
 
 
+@pytest.mark.parametrize("function", ["f1", "f2"])
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("xnes")])
+def test_xnes_is_evotorchs(case, function):
+    config = CASES[case]
+    golden = {name.rpartition("/")[2]: GOLDEN[name] for name in GOLDEN if name.startswith(f"{case}/{function}/")}
+
+    class Recorded(XNESTrainer):
+        def normals(self, members):
+            return golden["z"][self.generation][list(members)]
+
+    score = {"f1": f1, "f2": f2}[function]
+    size = {} if case == "xnes" else {"population_size": config["popsize"]}
+    trainer = Recorded(Point(golden["center_init"]), lambda m: score(m.x), sigma=1.0, **size)
+    trainer.factor = golden["sigma_init"].expand(trainer.size).diag()
+    assert trainer.members.count == config["popsize"]
+    for generation in range(CASES["generations"]):
+        torch.testing.assert_close(trainer.evaluate().double(), golden["fitness"][generation], rtol=1e-4, atol=1e-4)
+        trainer.step()
+        torch.testing.assert_close(trainer.model.x.detach(), golden["center"][generation], **CLOSE)
+        torch.testing.assert_close(trainer.factor, golden["sigma"][generation], **CLOSE)
+
+
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
@@ -88,10 +111,10 @@ def closeness(model):
     return -(model(X) - X[:, :2] * 2).square().mean()
 
 
-@pytest.mark.parametrize("separable", [False, True])
-def test_it_learns_and_resumes(separable):
+@pytest.mark.parametrize("kind", [CMAESTrainer, partial(CMAESTrainer, separable=True), XNESTrainer, CEMTrainer])
+def test_it_learns_and_resumes(kind):
     def make():
-        return CMAESTrainer(net(), closeness, population_size=24, separable=separable, batched=True)
+        return kind(net(), closeness, population_size=24, batched=True)
 
     trainer = make()
     start = closeness(trainer.model)
@@ -104,27 +127,34 @@ def test_it_learns_and_resumes(separable):
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), resumed.model.parameters(), strict=True))
 
 
-def test_a_constant_fitness_moves_nothing_and_lost_members_do_not_count():
+@pytest.mark.parametrize("kind", [CMAESTrainer, XNESTrainer, CEMTrainer])
+def test_a_constant_fitness_moves_nothing_and_lost_members_do_not_count(kind):
     model = net()
     before = [p.detach().clone() for p in model.parameters()]
-    trainer = CMAESTrainer(model, lambda m: 1.0)
+    trainer = kind(model, lambda m: 1.0)
     trainer.train(2)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert trainer.step_size == 1
+    learnt = trainer.spread["0.weight"] if kind is CEMTrainer else trainer.step_size * trainer.factor.diagonal()
+    assert learnt.eq(1).all()
     values = iter(range(1000))
 
     def lost(m):
         return float("nan") if next(values) % 3 else closeness(m)
 
-    trainer = CMAESTrainer(net(), lost)
+    trainer = kind(net(), lost)
     trainer.train(3)
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
-    assert bool(trainer.covariance.isfinite().all())
+    assert not torch.equal(trainer.model[0].weight, before[0])
 
 
 def test_it_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="keeps a covariance of 10,100 x 10,100 numbers; 4,000 x 4,000 are the most"):
         CMAESTrainer(nn.Linear(100, 100), closeness)
     CMAESTrainer(nn.Linear(100, 100), closeness, separable=True)
-    with pytest.raises(ValueError, match="CMA-ES decides optimizer itself"):
-        CMAESTrainer(net(), closeness, optimizer="adam")
+    for kind, name in ((CMAESTrainer, "CMA-ES"), (XNESTrainer, "xNES"), (CEMTrainer, "CEM")):
+        with pytest.raises(ValueError, match=f"{name} decides optimizer itself"):
+            kind(net(), closeness, optimizer="adam")
+    with pytest.raises(ValueError, match="SNESTrainer is its separable form"):
+        XNESTrainer(net(), closeness, separable=True)
+    with pytest.raises(ValueError, match="the elite of 4 members is 1 with elite_share 0"):
+        CEMTrainer(net(), closeness, population_size=4)

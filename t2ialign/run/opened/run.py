@@ -12,6 +12,7 @@ from typing import Any
 from t2ialign.evaluation import comparison
 from t2ialign.report.pictures import Picture
 from t2ialign.run.display import Display
+from t2ialign.run.opened.loading import loading
 from t2ialign.spec import parse as specs
 from t2ialign.spec import toml
 from t2ialign.spec.machine import check_machine
@@ -114,7 +115,8 @@ class Run:
         """Go on after a stop, or beyond the end with {"run.steps": N}."""
         display = display or Display(quiet=quiet)
         display.say("loading libraries")
-        from t2ialign.run import runner
+        with loading():
+            from t2ialign.run import runner
 
         return Run(runner.resume(self.path, display, toml.assignments(overrides)).path)
 
@@ -149,7 +151,8 @@ def start(
     parsed = specs.load(spec, toml.assignments(overrides))
     check_machine(parsed)
     display.say("loading libraries")
-    from t2ialign.run import runner
+    with loading():
+        from t2ialign.run import runner
 
     return Run(runner.start(parsed, display).path)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from t2ialign_eggroll.eggroll_trainer import EGGROLLTrainer, SimpleES, VanillaESTrainer
     from t2ialign_eggroll.trainers import (
+        CEMTrainer,
         ClipUp,
         CMAESTrainer,
         EggrollTrainer,
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
         OpenESTrainer,
         PGPETrainer,
         SNESTrainer,
+        XNESTrainer,
     )
 
 __all__ = [
+    "CEMTrainer",
     "CMAESTrainer",
     "ClipUp",
     "EGGROLLTrainer",
@@ -30,6 +33,7 @@ __all__ = [
     "SNESTrainer",
     "SimpleES",
     "VanillaESTrainer",
+    "XNESTrainer",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Strategies that adapt sigma as they go: PGPE and SNES, with one standard deviation per entry or per layer."""
+"""Strategies that adapt sigma as they go, with one standard deviation per entry or per layer: PGPE, SNES and CEM."""
 
 from __future__ import annotations
 
@@ -168,3 +168,53 @@ class SNESTrainer(AdaptiveTrainer):
 
     def next_spread(self, s: Tensor, change: Tensor, count: int) -> Tensor:
         return s * torch.exp(self.sigma_learning_rate / 2 * count * change)
+
+
+class CEMTrainer(AdaptiveTrainer):
+    """Cross-entropy method (Rubinstein 1999): the best members' mean and standard deviation become the next ones.
+
+    sigma s is the deviation of the elite, entry by entry and unbiased, at most ``max_change`` away from the last, since
+    without a limit it shrinks before the centre has arrived. For small modules and scores without much noise.
+
+    Args:
+        elite_share: share of the population that is the elite, at least two members.
+        options: of ``AdaptiveTrainer`` and ``ESTrainer``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        fitness_fn: FitnessFunction,
+        *,
+        elite_share: float = 0.25,
+        max_change: float | None = 0.1,
+        **options: Any,
+    ) -> None:
+        own = ("antithetic", "shaping", "optimizer", "learning_rate", "sigma_learning_rate", "sigma_per")
+        if given := sorted(options.keys() & set(own)):
+            raise ValueError(f"CEM decides {given[0]} itself")
+        natural: dict[str, Any] = {"antithetic": False, "shaping": "centred-rank", "scale": "relative"}
+        natural["optimizer"] = lambda parameters: torch.optim.SGD(parameters, lr=1.0)
+        super().__init__(model, fitness_fn, sigma_learning_rate=1.0, max_change=max_change, **(natural | options))
+        self.elite = int(elite_share * self.members.count)
+        if not 2 <= self.elite <= self.members.count:
+            raise ValueError(
+                f"the elite of {self.members.count} members is {self.elite} with elite_share {elite_share}; it must be"
+                " two members or more, and not more than all"
+            )
+
+    def compute_update(self, fitness: Fitness) -> dict[str, Tensor]:
+        """How far the centre moves; the spread becomes the elite's."""
+        ranked = fitness.values.masked_fill(~fitness.used, -torch.inf)
+        best = ranked.argsort(descending=True, stable=True)[: min(self.elite, int(fitness.used.sum()))]
+        if len(best) < 2 or bool(fitness.constant):
+            return {name: torch.zeros_like(p) for name, p in self.centre.items()}
+        values, used = torch.zeros_like(fitness.values), torch.zeros_like(fitness.used)
+        values[best], used[best] = 1.0, True
+        elite = replace(fitness, values=values, used=used)
+        mean = mean_perturbation(self.sample_perturbations, self.members, elite)
+        squares = mean_square(self.sample_perturbations, self.members, elite)
+        for name, s in self.spread.items():
+            variance = (squares[name] - mean[name].square()).clamp(min=0) * len(best) / (len(best) - 1)
+            self.spread[name] = self._limited(s, variance.sqrt())
+        return {name: self.current_sigma * value for name, value in mean.items()}

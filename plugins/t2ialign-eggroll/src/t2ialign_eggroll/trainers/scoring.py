@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from t2ialign.problem.numerics import keep_freed_memory
 from t2ialign.tensors.batching import split
 from t2ialign_eggroll.batched import evaluate_members, swapped
 from t2ialign_eggroll.noise import Perturbation
@@ -52,7 +53,7 @@ class Scorer:
         self.chunk_size = chunk_size
         self.device = next(iter(devices.values()))
         if batched and self.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
         self._seen = self._differed = self._told_constant = self._told_nonfinite = False
         self._best = -torch.inf
 
@@ -268,16 +269,6 @@ class _Buffers:
             if buffer._version != version:
                 buffer.copy_(value)
                 self.kept[number] = (module, name, buffer, buffer._version, value)
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep the memory of one batch of members for the next.
-
-    glibc gives large blocks back to the system, and each page that comes back costs a fault and 4 kB of zeros, which
-    took as long as the arithmetic. It keeps what is smaller than the largest block that was freed so far, up to 32 MB
-    (mallopt(3), M_MMAP_THRESHOLD), so one that nobody touches is freed here. Others take no notice.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _compiled(module: nn.Module) -> bool:
