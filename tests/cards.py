@@ -1,4 +1,4 @@
-"""The code on a model card, run as it is printed, at the run's noise."""
+"""The code on a model card, and that beside a file of noise, run as they are printed, at the run's noise."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from t2ialign import LoraConfig, seeding
 from t2ialign.lora.adapter import Adapter
 from t2ialign.lora.file import write_lora
+from t2ialign.storage.images import to_pil
 
 PROMPT = "a red circle"
 
@@ -38,3 +41,13 @@ def drawn(backend: Any, sampler: Any, folder: Path, monkeypatch: Any, call: str 
     names: dict[str, Any] = {"noise": latents}
     exec(code.replace('"a prompt",\n', f'"{PROMPT}", latents=noise, output_type="pt",{call}\n'), names)
     return images[0], names["image"]
+
+
+def drawn_from_a_file(backend: Any, sampler: Any, folder: Path, monkeypatch: Any) -> tuple[Any, Any]:
+    """The run's picture and that of the code which loads its noise from a file, as numbers of 0 to 255."""
+    save_file({"latents": backend.noise([3])}, folder / "noise.safetensors")
+    ours = to_pil(backend.generate(backend.encode([PROMPT]), [3], sampler)[0])
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(backend.noise_snippet(PROMPT, "noise.safetensors", sampler), names)
+    return np.asarray(ours, dtype=int), np.asarray(names["image"], dtype=int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +32,16 @@ PAIRS = (
     (".lora_B.default.weight", ".lora_A.default.weight"),
 )
 PEFT_PREFIX = "base_model.model."
+#: Words in the names of other adapters' tensors.
+OTHERS = {
+    "dora_scale": "DoRA",
+    "lora_magnitude": "DoRA",
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "lora_mid": "a LoRA in Tucker form",
+    "oft_": "OFT",
+    ".diff": "a difference of whole weights",
+}
 TEXT_ENCODERS = ("text_encoder", "lora_te", "text_encoders")
 
 
@@ -56,13 +67,17 @@ def read(file: Path) -> dict[str, Tensor]:
     if config := _peft_config(file):
         header = {f"{PEFT_PREFIX.rstrip('.')}.{key}": value for key, value in config.items()}
     folded: dict[str, Tensor] = {}
+    silent: list[str] = []
     other = dict(tensors)
     for up, down in PAIRS:
         modules = dict.fromkeys(name.removesuffix(end) for name in other for end in (up, down) if name.endswith(end))
         for module in modules:
             if lost := [module + end for end in (up, down) if module + end not in other]:
                 raise UsageError(f"{file}: a layer lacks '{lost[0]}'")
-            a, b = other.pop(module + down).float(), other.pop(module + up).float()
+            a, b = other.pop(module + down), other.pop(module + up)
+            if not (a.is_floating_point() and b.is_floating_point()):
+                raise UsageError(f"{file}: the factors of {shown(module, 100)} are {a.dtype}, {b.dtype}; quantised?")
+            a, b = a.float(), b.float()
             if a.ndim < 2 or b.ndim < 2 or a.shape[0] != b.shape[1] or not a.shape[0]:
                 raise UsageError(
                     f"{file}: the factors of {shown(module, 100)} have shapes {(*a.shape,)}, {(*b.shape,)}"
@@ -71,9 +86,16 @@ def read(file: Path) -> dict[str, Tensor]:
             if alpha is not None and alpha.numel() != 1:
                 raise UsageError(f"{file}: '{shown(module, 100)}.alpha' is {alpha.numel()} numbers")
             strength = _strength(module, a.shape[0], None if alpha is None else float(alpha), header)
+            if not (math.isfinite(strength) and a.isfinite().all() and b.isfinite().all()):
+                raise UsageError(f"{file}: the factors of {shown(module, 100)} are not all finite numbers")
+            silent += [module] if not strength else []
             folded |= {module + down: a, module + up: b * strength}
     if other:
-        raise UsageError(f"{file}: only LoRA factors can be read, not {_some(sorted(other))}")
+        kinds = [kind for word, kind in OTHERS.items() if any(word in name for name in other)]
+        is_other = f"is {' and '.join(dict.fromkeys(kinds))}; " if kinds else ""
+        raise UsageError(f"{file}: {is_other}only LoRA factors can be read, not {_some(sorted(other))}")
+    if silent:
+        log.warning("%s: %d layers have alpha = 0 and do nothing, such as %s", file, len(silent), silent[0])
     return folded
 
 

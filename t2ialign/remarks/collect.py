@@ -16,6 +16,8 @@ DRAWING = ("backend", "sampler")
 SEARCHING = (*DRAWING, "optimizer", "reward")
 #: What ``eval`` uses.
 EVALUATING = (*DRAWING, "evaluation", "reward")
+#: More images than this in one step are rarely meant.
+MANY_IMAGES = 50_000
 
 
 def remarks(spec: Spec, prompts: Sequence[str], used: Collection[str] = ()) -> list[str]:
@@ -35,6 +37,8 @@ def remarks(spec: Spec, prompts: Sequence[str], used: Collection[str] = ()) -> l
     if spec.export.formats and not spec.uses_lora and (not used or "export" in used):
         found.append(f"export.formats: the optimizer '{spec.optimizer.kind}' delivers no LoRA")
     chosen = {"backend": spec.backend, "sampler": spec.sampler, "optimizer": spec.optimizer}
+    if not used and (count := spec.optimizer_config.plan(spec).images_per_step) > MANY_IMAGES:
+        found.append(f"images per step = {count:,}: at ten a second a step takes {count / 36000:,.1f} hours")
     for role, part in chosen.items():
         if part is not None and (not used or role in used):
             found += of_part(role, part, prompts, spec)

@@ -140,7 +140,7 @@ IDLE: dict[type[Config], tuple[Idle, ...]] = {
     RewardMixConfig: (
         Idle(
             "weight",
-            "the optimizer's shaping takes the scale of a single reward away",
+            "the scale of a single reward changes nothing under this optimizer",
             lambda own, spec: (
                 own.weight > 0 and spec.optimizer_config.scale_free() and sum(map(_weighs, spec.rewards)) == 1
             ),

@@ -150,11 +150,14 @@ def _parquet(path: Path, column: str | None) -> Iterable[Prompt]:
         raise ValueError(": reading .parquet needs pyarrow; pip install pyarrow") from error
     check_file(path)
     try:
-        rows = parquet.read_table(path).to_pylist()
+        # Pictures among the columns are no data of a prompt; what JSON has no form for, such as a date, is a text.
+        told = [field.name for field in parquet.read_schema(path) if "binary" not in str(field.type)]
+        rows = parquet.read_table(path, columns=told).to_pylist()
     except Exception as error:  # of its own kinds, too
         raise ValueError(f" is no readable .parquet: {shown(error, 200)}") from error
     for number, row in enumerate(rows):
-        yield _prompt(row, column, f", row {number}")
+        plain = parse_json(json.dumps(row, default=str, ensure_ascii=False), finite=True)
+        yield _prompt(plain, column, f", row {number}")
 
 
 def _table(rows: Sequence[tuple[int, list[str]]], column: str | None) -> list[Prompt]:

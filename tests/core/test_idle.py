@@ -148,6 +148,10 @@ CASES: list[tuple[str, Tables, Tables]] = [
         rew("jpeg-compressibility", weight=2.0) | opt("eggroll", shaping="zscore"),
         rew("jpeg-compressibility", weight=2.0) | opt("eggroll"),
     ),
+    *(
+        ("weight", rew("jpeg-compressibility", weight=2.0) | opt(kind), rew("jpeg-compressibility", weight=2.0))
+        for kind in ("evo-search", "zero-order", "image-select", "online-dpo")
+    ),
     (
         "normalise",
         rew("jpeg-compressibility", weight=0.0, normalise="rank"),

@@ -36,6 +36,10 @@ PAIRS = {
     "grids": ({"samples": {"every": 70}}, "samples.every = 70"),
     "limit": ({"evaluation": {"limit": 999}}, "evaluation.limit = 999: there are fewer prompts"),
     "column": ({"evaluation": {"column": "prompt"}}, "evaluation.column = 'prompt'"),
+    "many images": (
+        {"prompts": {"file": "prompts.txt", "per_step": 2, "images_per_prompt": 90_000}},
+        "images per step = 180,000: at ten a second a step takes 5.0 hours",
+    ),
     "shown": ({"samples": {"count": 60}}, "samples.count = 60: there are"),
     "init prompts": (
         {"backend": {"kind": "toy-model", "checkpoint": "some/model", "lora": {"init_prompts": 5}}},

@@ -15,6 +15,7 @@ from worlds import WORLD
 from t2ialign import seeding
 from t2ialign.cli import app
 from t2ialign.errors import ExportError, SpecError, UsageError
+from t2ialign.lora import reading
 from t2ialign.problem.export import check_export, write_export
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
@@ -265,6 +266,34 @@ def test_misfits_are_listed_by_name_and_nothing_else_is(spec, exported, tmp_path
         UsageError, match=r"2 of \d+ tensors do not fit .*: lora_unet_no_such_layer\.\w+\.weight, lora_"
     ):
         specs.load(spec).backend.build("cpu").load_lora(tmp_path)
+
+
+LAYER = "lora_unet_mid_block_attentions_0_proj_in"
+PAIR = {f"{LAYER}.lora_down.weight": torch.ones(2, 8), f"{LAYER}.lora_up.weight": torch.ones(8, 2)}
+OTHERS = {
+    "dora": (PAIR | {f"{LAYER}.dora_scale": torch.ones(8, 1)}, "is DoRA; only LoRA factors can be read"),
+    "loha": ({f"{LAYER}.hada_w1_a": torch.ones(8, 2)}, "is LoHa; only"),
+    "lokr": ({f"{LAYER}.lokr_w1": torch.ones(2, 2), f"{LAYER}.alpha": torch.ones(())}, "is LoKr; only"),
+    "tucker": (PAIR | {f"{LAYER}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "in Tucker form; only"),
+    "whole": ({f"{LAYER}.diff": torch.ones(8, 8)}, "is a difference of whole weights; only"),
+    "int8": ({name: tensor.to(torch.int8) for name, tensor in PAIR.items()}, r"are torch\.int8, .*; quantised\?"),
+    "nan": (PAIR | {f"{LAYER}.lora_up.weight": torch.full((8, 2), torch.nan)}, "are not all finite numbers"),
+    "alpha": (PAIR | {f"{LAYER}.alpha": torch.tensor(torch.inf)}, "are not all finite numbers"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_plain_lora_is_refused_by_its_kind(name, tmp_path):
+    tensors, message = OTHERS[name]
+    save_file(tensors, tmp_path / "style.safetensors")
+    with pytest.raises(UsageError, match=message):
+        reading.read(tmp_path / "style.safetensors")
+
+
+def test_an_alpha_of_zero_is_told(tmp_path, caplog):
+    save_file(PAIR | {f"{LAYER}.alpha": torch.zeros(())}, tmp_path / "style.safetensors")
+    assert not reading.read(tmp_path / "style.safetensors")[f"{LAYER}.lora_up.weight"].any()
+    assert "1 layers have alpha = 0 and do nothing" in caplog.text
 
 
 def test_a_folder_with_several_files_asks_which(spec, tmp_path):

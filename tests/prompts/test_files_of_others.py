@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import datetime
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,6 +44,20 @@ def test_files_of_spreadsheets_and_other_systems_give_their_texts(tmp_path, name
 def test_one_object_is_one_prompt(tmp_path):
     (tmp_path / "one.json").write_text('{"prompt": "a red circle", "seed": 3}')
     assert [(str(prompt), prompt.data) for prompt in read(tmp_path / "one.json")] == [("a red circle", {"seed": 3})]
+
+
+def test_a_parquet_of_pictures_gives_their_prompts_alone(tmp_path, monkeypatch):
+    """As data sets of the hub store them; what stays of a row can be written as JSON."""
+    row = {"caption": "a red circle", "made": datetime.date(2024, 5, 1), "score": float("nan"), "image": b"\x89PNG"}
+    types = {"caption": "string", "made": "date32[day]", "score": "double", "image": "struct<bytes: binary>"}
+    parquet = SimpleNamespace(
+        read_schema=lambda path: [SimpleNamespace(name=name, type=kind) for name, kind in types.items()],
+        read_table=lambda path, columns: SimpleNamespace(to_pylist=lambda: [{name: row[name] for name in columns}]),
+    )
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(parquet=parquet))
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+    (prompt,) = read(tmp_path / "rows.parquet")
+    assert (str(prompt), prompt.data) == ("a red circle", {"made": "2024-05-01", "score": None})
 
 
 REFUSED = {

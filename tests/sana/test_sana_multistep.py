@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cards import drawn
+from cards import drawn, drawn_from_a_file
 from diffusers import SanaPipeline
 
 from t2ialign import LoraConfig, seeding
@@ -45,6 +45,12 @@ def test_the_card_draws_the_image_of_the_run(make, tmp_path, monkeypatch, instru
     size = 32 if guidance == 1 else [64, 32]
     ours, card = drawn(make(**options, image_size=size), SAMPLER, tmp_path, monkeypatch)
     assert (ours - card).abs().max() < 1e-4
+
+
+def test_a_file_of_noise_draws_the_image_of_the_run(make, tmp_path, monkeypatch):
+    ours, printed = drawn_from_a_file(make(image_size=[32, 64]), SAMPLER, tmp_path, monkeypatch)
+    assert ours.shape == (32, 64, 3)
+    assert abs(ours - printed).max() <= 1
 
 
 @pytest.mark.parametrize(

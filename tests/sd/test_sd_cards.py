@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cards import PROMPT, drawn
+from cards import drawn, drawn_from_a_file
 from safetensors.torch import load_file, save_file
 from sd.cases import CASES, make
 
 from t2ialign import LoraConfig, UsageError, seeding
 from t2ialign.lora.adapter import Adapter
 from t2ialign.lora.file import write_lora
-from t2ialign.storage.images import to_pil
 from t2ialign_solvers.config import DdimConfig, DiffusersConfig, OdeConfig
 from t2ialign_solvers.ddim import Ddim
 from t2ialign_solvers.scheduler import DiffusersScheduler
@@ -34,6 +32,14 @@ def test_the_card_draws_the_image_of_the_run(name, guidance, size, build, tmp_pa
     assert (ours - card).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("guidance", "size"), [(1.0, [32, 24]), (4.0, 32)])
+@pytest.mark.parametrize("name", ["sd3-dynamic-shift", "flux-dev", "flux2-klein-base", "qwen-image"])
+def test_so_it_does_where_the_time_grid_follows_the_size(name, guidance, size, build, tmp_path, monkeypatch):
+    backend = make(CASES[name], build, guidance_scale=guidance, image_size=size)
+    ours, card = drawn(backend, CASES[name].sampler, tmp_path, monkeypatch)
+    assert (ours - card).abs().max() < 1e-4
+
+
 def test_pixart_of_1024_pixels_is_told_the_size(build, tmp_path, monkeypatch):
     case = replace(CASES["pixart-dmd"], family="pixart-1024")
     backend = make(case, build, guidance_scale=2.0, image_size=[24, 40])
@@ -43,15 +49,9 @@ def test_pixart_of_1024_pixels_is_told_the_size(build, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sdxl-negative", "pixart-dmd", "sd3", "flux-dev", "flux2-klein", "qwen-image"])
 def test_a_file_of_noise_draws_the_image_of_the_run(name, build, tmp_path, monkeypatch):
-    case, noise = CASES[name], tmp_path / "noise.safetensors"
-    backend = make(case, build)
-    save_file({"latents": backend.noise([3])}, noise)
-    ours = to_pil(backend.generate(backend.encode([PROMPT]), [3], case.sampler)[0])
-    names: dict[str, Any] = {}
-    monkeypatch.chdir(tmp_path)
-    exec(backend.noise_snippet(PROMPT, noise.name, case.sampler), names)
-    assert ours.size == names["image"].size == (32, 24)
-    assert np.abs(np.subtract(ours, names["image"], dtype=int)).max() <= 1
+    ours, printed = drawn_from_a_file(make(CASES[name], build), CASES[name].sampler, tmp_path, monkeypatch)
+    assert ours.shape == (24, 32, 3)
+    assert np.abs(ours - printed).max() <= 1
 
 
 @pytest.mark.parametrize(

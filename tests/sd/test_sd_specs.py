@@ -102,6 +102,15 @@ def test_the_checkpoints_own_configuration_says_what_fits(build, tmp_path):
     )  # not fetched: no telling
 
 
+@pytest.mark.parametrize("backend", ["sd15", "flux", "z-image", "sana"])
+def test_a_file_or_an_empty_folder_is_no_checkpoint(backend, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.safetensors").touch()
+    for name in ("empty", "model.safetensors"):
+        with pytest.raises(SpecError, match="is no diffusers checkpoint: a folder with"):
+            spec_of(backend, "euler", tmp_path, {"checkpoint": str(tmp_path / name)})
+
+
 def test_sizes_are_checked_without_torch(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     (tmp_path / "spec.toml").write_text(

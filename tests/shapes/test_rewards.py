@@ -66,3 +66,9 @@ def test_the_plugin_registers_its_rewards():
 def test_registering_loads_no_torch():
     code = "import t2ialign_shapes.plugin, sys; assert not {'torch', 'diffusers'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_prompts_that_the_exact_judge_cannot_read_are_told_without_an_image():
+    config = ShapesRewardConfig()
+    assert config.problem_with("two red circles on a white background") == "" == config.problem_with("7")
+    assert "no caption of the shapes world" in config.problem_with("a watercolour of my cat")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,11 @@ def test_a_merged_lora_gives_the_same_images(
     conditioning = merged.encode(["ant", "bee"])
     tuned = backend.generate(conditioning, [0, 1])
     torch.testing.assert_close(merged.generate(conditioning, [0, 1]), tuned, rtol=0, atol=1e-4)
+    shown = code_block("load_lora(").replace('"cuda"', '"cpu"').replace("golden retriever", "ant")
+    sizes = f'checkpoint={str(checkpoint)!r}, dtype="float32", top_k=16'
+    names: dict[str, Any] = {}
+    exec(shown.replace('depth=16, dtype="bfloat16"', sizes), names)
+    torch.testing.assert_close(names["images"], tuned[:1], rtol=0, atol=1e-4)
     with adapter.disabled():
         assert not torch.allclose(backend.generate(conditioning, [0, 1]), tuned)
 

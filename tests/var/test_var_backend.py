@@ -117,9 +117,11 @@ def test_a_lora_of_another_model_is_refused(backend: VarBackend, checkpoint: Pat
         VarBackend(config(checkpoint)).load_lora(tmp_path)
 
 
-def test_the_snippet_of_the_model_card_runs(
-    backend: VarBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 0.0}, {"guidance_scale": 1.0, "top_p": 0.5}])
+def test_the_code_on_the_model_card_draws_the_image_of_the_run(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
+    backend = VarBackend(config(checkpoint, **options))
     write_lora(attach(backend), "transformer", tmp_path / "pytorch_lora_weights.safetensors")
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}

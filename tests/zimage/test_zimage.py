@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import shutil
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
-from cards import drawn
+from cards import drawn, drawn_from_a_file
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -113,6 +116,9 @@ def test_the_card_draws_the_image_of_the_run(make, tmp_path, monkeypatch, guidan
     backend = make(guidance_scale=guidance, negative_prompt=negative, image_size=size)
     ours, card = drawn(backend, SAMPLER, tmp_path, monkeypatch)
     assert (ours - card).abs().max() < 1e-4
+    plain = make(guidance_scale=guidance, negative_prompt=negative, image_size=size)
+    ours, printed = drawn_from_a_file(plain, SAMPLER, tmp_path, monkeypatch)
+    assert abs(ours - printed).max() <= 1
 
 
 @every_guidance
@@ -387,4 +393,11 @@ def test_the_decoder_takes_a_lora_in_a_file_of_its_own(make, tmp_path, monkeypat
     exec(backend.snippet(), card)
     call = {"height": 32, "width": 32, "num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 32}
     images = card["pipe"](list(PROMPTS), latents=backend.noise([1, 2]), output_type="pt", **call).images
+    assert (images - tuned).abs().max() < 1e-3
+    page = (Path(__file__).parents[2] / "plugins" / "t2ialign-zimage" / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "export").mkdir()
+    write_loras(adapter, "transformer", tmp_path / "export")
+    pipe = {"pipe": ZImagePipeline.from_pretrained(backend.config.checkpoint)}
+    exec(textwrap.dedent(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]), pipe)
+    images = pipe["pipe"](list(PROMPTS), latents=backend.noise([1, 2]), output_type="pt", **call).images
     assert (images - tuned).abs().max() < 1e-3

@@ -307,6 +307,8 @@ class DiffusersConfig(BackendConfig):
             found["image_size"] = off_grid(self.image_size, *allowed)
         if folder := self.folder():
             found["checkpoint"] = unheeded(_settings(folder / "vae" / "config.json"), self.latent_keys)
+            if not (folder / "model_index.json").is_file() and checkpoints.is_local(self.checkpoint):
+                found["checkpoint"] = "is no diffusers checkpoint: a folder with model_index.json and its components"
         return super().misfits() | {name: wrong for name, wrong in found.items() if wrong}
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:

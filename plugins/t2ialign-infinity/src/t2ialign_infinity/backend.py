@@ -187,7 +187,7 @@ class InfinityBackend(Backend):
     def snippet(self, sampler: Sampler | None = None) -> str:
         options = printed_options(self.config, "checkpoint", "variant", "dtype")
         return f"""\
-# pip install t2ialign-infinity
+# needs the package t2ialign-infinity
 from pathlib import Path
 
 from t2ialign_infinity.backend import InfinityBackend

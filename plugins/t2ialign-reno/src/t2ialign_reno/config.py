@@ -91,6 +91,9 @@ class NoiseSearchConfig(ImageSearchConfig):
 class ImageSelectConfig(NoiseSearchConfig):
     """``kind = "image-select"``: the best of ``run.steps`` noises."""
 
+    def scale_free(self) -> bool:
+        return True
+
 
 class RenoConfig(NoiseSearchConfig):
     """``kind = "reno"`` (arXiv 2406.04312); the defaults are the published settings."""

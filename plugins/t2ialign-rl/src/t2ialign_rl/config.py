@@ -286,6 +286,9 @@ class OnlineDpoConfig(NoisingConfig):
         None, ge=1, description="solver steps after which the policy becomes the reference; default: never"
     )
 
+    def scale_free(self) -> bool:
+        return True
+
 
 class DirectConfig(OnlineConfig):
     """What methods share that follow the reward's gradient."""

@@ -30,6 +30,9 @@ class ZeroOrderConfig(NoiseSearchConfig):
         " new noise. The best image of all is delivered either way",
     )
 
+    def scale_free(self) -> bool:
+        return True
+
 
 class TrajectorySearchConfig(ImageSearchConfig):
     """What searches along trajectories share: a pass is a whole search, and ``run.steps`` is not used."""
@@ -180,6 +183,9 @@ class EvoConfig(TrajectorySearchConfig):
         if schedule is not None and (schedule != sorted(schedule) or schedule[0] < 0):
             raise ValueError("evolution_schedule: must be ascending steps from 0 on")
         return self
+
+    def scale_free(self) -> bool:
+        return True
 
     def schedule(self, steps: int) -> list[int]:
         """The steps of the generations, where members can be changed between ``steps``.

@@ -6,7 +6,7 @@ import t2ialign
 from t2ialign.hookspecs import Register
 from t2ialign.spec.prompts import data_of
 from t2ialign_judges.config import RulesConfig
-from t2ialign_shapes.captions import foreign_word
+from t2ialign_shapes.captions import foreign_word, parse
 
 #: Prompts of this world with GenEval's metadata.
 STARTERS = [
@@ -28,6 +28,14 @@ class ShapesRewardConfig(t2ialign.Config):
     @classmethod
     def starter_prompts(cls) -> list[t2ialign.Prompt]:
         return STARTERS
+
+    def problem_with(self, prompt: str) -> str:
+        try:
+            if not prompt.strip().isdigit():  # a class of ``var`` by its number, of which the reward sees the name
+                parse(prompt)
+        except ValueError:
+            return "it is no caption of the shapes world; pkg:t2ialign_shapes/prompts/train.txt has examples"
+        return ""
 
 
 class ShapesGenEvalConfig(RulesConfig):

@@ -150,11 +150,11 @@ class VarBackend(Backend):
     def snippet(self, sampler: Sampler | None = None) -> str:
         options = printed_options(self.config, "checkpoint", "depth", "dtype")
         return f"""\
-# pip install t2ialign-var
+# needs the package t2ialign-var
 from pathlib import Path
 
 from t2ialign_var.backend import VarBackend
-from t2ialign_var.config import VarConfig, printed_options
+from t2ialign_var.config import VarConfig
 
 var = VarBackend(VarConfig({options}), "cuda")
 var.load_lora(Path("."))  # the folder of this file
