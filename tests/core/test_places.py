@@ -103,3 +103,27 @@ def test_a_pattern_that_can_match_nothing_is_told(tmp_path, pattern):
 def test_a_file_name_of_a_prompt_fits_every_file_system(text):
     assert len(f"0000_{slug(text)}_seed{2**63}.png".encode()) < 255
     assert slug("cafe\u0301") == slug("caf\u00e9")
+
+
+def test_every_command_takes_a_folder_of_any_name(tmp_path, toy_registry):
+    """Brackets, quotes, commas, spaces, combining accents and Chinese, in every path that a user types."""
+    folder = tmp_path / "it's [1] {2}, cafe\u0301 图片" / ("long" * 10)
+    folder.mkdir(parents=True)
+    spec, runs = write_spec(folder), folder / "runs"
+    assert called("run", spec, "--set", "run.name=one") is None
+    run = runs / "one"
+    assert called("resume", run, "--set", "run.steps=5") is None
+    for words in (
+        ("eval", run),
+        ("report", run),
+        ("runs", runs),
+        ("run", spec, "--set", "run.name=two", "--set", "run.steps=1", "--quiet"),
+        ("compare", run, runs / "two", "--out", folder / "both [x].html"),
+        ("sample", spec, "--out", folder / "images [y]", "--prompts", folder / "prompts.txt", "--limit", 3),
+        ("score", folder / "images [y]", "--pattern", "0*.png", "--reward", "toy-redness"),
+        ("bench", folder / "prompts.txt", spec, run, "--limit", 2, "--out", folder / "bench [z]"),
+        ("validate", run / "spec.toml"),
+    ):
+        assert called(*words) is None, words
+    assert len(find_images(folder / "images [y]", "0*.png")) == 3
+    assert (folder / "bench [z]" / "summary.json").is_file()
