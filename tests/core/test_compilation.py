@@ -218,6 +218,18 @@ def test_a_lora_and_populations_compile_once_for_all_blocks(graphs):
     assert all(type(layer).__dict__.get("fixed_batch") is None for layer in adapter.layers.values())
 
 
+@torch.no_grad()
+def test_the_steps_of_a_run_compile_the_block_and_the_decoder_once(graphs, tmp_path):
+    """The checks before the first step, whose batches have other sizes, compile nothing; nor does a last batch."""
+    problem = assemble(world(tmp_path, "backend.compile='default'", "optimizer.population=10", "run.micro_batch=8"))
+    optimizer = load_optimizer(problem)
+    optimizer.prepare()
+    assert len(graphs) == 1  # the decoder
+    optimizer.step(0)
+    optimizer.step(1)
+    assert len(graphs) == 2
+
+
 def test_a_missing_compiler_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UsageError, match=r"backend\.compile = 'default' needs a C\+\+ compiler"):

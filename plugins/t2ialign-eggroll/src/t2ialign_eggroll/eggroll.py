@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +94,15 @@ class EvolutionStrategy(LoraOptimizer):
             if self.config.sigma_scale == "relative":
                 self.scales = self.space.scales(lambda: self.problem.generate(batch.conditioning, batch.seeds))
         two = self.member_noise(0, slice(0, 2))
-        self.problem.retrying(
-            lambda micro_batch: checks.every_layer_matters(self.problem, self.space, two, batch, self.form, micro_batch)
-        )
-        if self.form is not None and self.problem.micro_batch > 1:
-            checks.batched_equals_sequential(self.problem, self.space, two, batch, self.form)
+        # The checks' batches have sizes of their own, for which nothing shall be compiled.
+        with torch.compiler.set_stance("force_eager") if self.problem.backend.compiled else nullcontext():
+            self.problem.retrying(
+                lambda micro_batch: checks.every_layer_matters(
+                    self.problem, self.space, two, batch, self.form, micro_batch
+                )
+            )
+            if self.form is not None and self.problem.micro_batch > 1:
+                checks.batched_equals_sequential(self.problem, self.space, two, batch, self.form)
         self.ready = True
 
     def _evaluate(self, index: int, batch: Batch) -> dict[str, Tensor]:
