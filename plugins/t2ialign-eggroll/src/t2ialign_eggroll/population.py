@@ -86,7 +86,7 @@ class LayerPopulation:
         copies = self.chunk.copies(len(x), self.name)
         if not isinstance(self.base, nn.Linear):
             return self._convolution(x, self.base(x, *args, **kwargs), copies)
-        if self._merges(self.base, x):
+        if self.form == "merged" and self._merges(self.base, x):
             return self._through_merged(self.base, x, copies)
         y = self.base(x, *args, **kwargs).contiguous()
         a, b = self._operators(y.dtype, copies)
@@ -139,14 +139,14 @@ class LayerPopulation:
         return sum(self.prepared.stacks[f"{self.name}.{side}"].elements for side in "ab") * dtype.itemsize
 
     def _merges(self, base: nn.Linear, x: Tensor) -> bool:
-        """Whether to fold the members' deltas into copies of W, as ``form`` may ask for.
+        """Whether the members' deltas can be folded into copies of W, as ``form`` may ask for.
 
         Only where W is float32 or wider, since sigma E would drown in the rounding of a 16-bit W. "auto" never does: n
         products with a weight each took longer than one product and two skinny ones in all that was measured.
         """
         weight = base.weight
         quantised = type(base) is not nn.Linear or type(weight) is not nn.Parameter
-        return self.form == "merged" and not quantised and weight.dtype.itemsize >= 4 and x.dtype == weight.dtype
+        return not quantised and weight.dtype.itemsize >= 4 and x.dtype == weight.dtype
 
     def _through_merged(self, base: nn.Linear, x: Tensor, copies: int) -> Tensor:
         members = self.chunk.members
