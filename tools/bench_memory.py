@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image
 
 SPEC = Path(__file__).parents[1] / "specs" / "quickstart.toml"
+#: Images of a micro-batch of `sample`: all counts draw batches of this size.
+BATCH = 4
 
 
 def peak(arguments: list[str]) -> float:
@@ -42,7 +44,7 @@ def _bench(images: int) -> float:
 
 def _sample(images: int) -> float:
     with tempfile.TemporaryDirectory() as name:
-        size = ["--set", "backend.image_size=128", "--set", 'run.device="cpu"']
+        size = ["--set", "backend.image_size=128", "--set", 'run.device="cpu"', "--set", f"run.micro_batch={BATCH}"]
         return peak(["sample", str(SPEC), *size, "-p", "a red circle", "-n", str(images), "--out", f"{name}/out"])
 
 
