@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 import t2ialign
 from t2ialign.errors import SpecError, UsageError
+from t2ialign.run.opened.loading import loading
 from t2ialign.spec import toml
 
 
@@ -52,3 +54,14 @@ def test_values_become_toml():
     found = toml.assignments({"a.b": [1, "x\ny"], "c": {"k": True, "n": 1e-3}, "d": (0.5,)})
     assert [toml.value(text.partition("=")[2]) for text in found] == [[1, "x\ny"], {"k": True, "n": 1e-3}, [0.5]]
     assert toml.assignments(["a=1"]) == ["a=1"]
+
+
+def test_loading_puts_the_garbage_collector_back():
+    for collecting in (True, False):
+        (gc.enable if collecting else gc.disable)()
+        try:
+            with loading():
+                assert not gc.isenabled()
+            assert gc.isenabled() is collecting
+        finally:
+            gc.enable()
