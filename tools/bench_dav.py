@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from turns import clock
 
 from t2ialign import plugins
 from t2ialign.problem.problem import assemble
@@ -56,12 +55,6 @@ def measure(path: Path, overrides: list[str], rounds: int) -> dict[str, Any]:
         "trajectories_per_second": {name: count / seconds for name, seconds in best.items()},
         "cost": {name: asdict(cost) for name, cost in costs.items()},
     }
-
-
-def clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from turns import clock
 
 from t2ialign.evaluation.counting import counting
 from t2ialign.problem.optimizer import load_optimizer
@@ -86,13 +86,6 @@ def _network_speedup(problem: Problem, conditioning: Conditioning, points: int, 
             denoiser(latents, middle)
             best[repeats] = min(best[repeats], clock(problem.device) - start)
     return (1 + points) * best[1] / (best[1] + best[points])
-
-
-def clock(device: torch.device) -> float:
-    """Seconds; a device's queue is emptied first."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def main() -> None:

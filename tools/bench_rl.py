@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from turns import clock
 
 from t2ialign.evaluation.counting import counting
 from t2ialign.problem.optimizer import load_optimizer
@@ -26,12 +26,6 @@ from t2ialign.problem.problem import Problem, assemble
 from t2ialign.spec import parse as specs
 from t2ialign.tensors.batching import split
 from t2ialign_rl import loop
-
-
-def clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def plain(problem: Problem, index: int) -> None:
