@@ -161,12 +161,12 @@ class EvolutionStrategy(LoraOptimizer):
         for name, values in scores.items():
             self.problem.rewards.check(name, values[member, column], picture, part.conditioning.prompts)
 
-    def _render(self, perturbations: dict[str, Perturbation], chunk: Chunk, part: Rows) -> Tensor:
+    def _render(self, perturbations: Mapping[str, Perturbation], chunk: Chunk, part: Rows) -> Tensor:
         space = self.space
         with space.member(perturbations) if self.form is None else space.population(perturbations, chunk, self.form):
             return self.problem.render(part.conditioning, part.seeds, part.noise)
 
-    def member_noise(self, index: int, members: slice) -> dict[str, Perturbation]:
+    def member_noise(self, index: int, members: slice) -> Mapping[str, Perturbation]:
         """sigma E_i of some members, in parameter units."""
         sigma = {name: self.config.sigma * scale for name, scale in self.scales.items()}
         return self.members.draw(self.noise.of(self.seed, index, self.device), members, self.device, sigma)

@@ -90,28 +90,45 @@ class FullRank:
 Perturbation = LowRank | FullRank
 
 
-class Drawn(dict[str, Perturbation]):
-    """The perturbations of P pairs by parameter, all cut from one tensor.
+class Drawn(Mapping[str, Perturbation]):
+    """Perturbations by parameter, cut from one tensor when they are asked for.
 
     Attributes:
-        flat: (P, all numbers); 1 / sqrt(k) is in it.
+        flat: (n, all numbers); 1 / sqrt(k) is in it.
     """
 
     def __init__(self, noise: Noise, flat: Tensor) -> None:
-        super().__init__(noise.cut(flat))
         self.noise, self.flat = noise, flat
+        self._pieces = flat.split(noise.lengths, dim=1)
 
-    def members(self, antithetic: bool, members: slice, sigma: Mapping[str, float]) -> dict[str, Perturbation]:
+    def __getitem__(self, name: str) -> Perturbation:
+        return self.noise.shaped(name, *(self._pieces[i] for i in self.noise.places[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.noise.shapes)
+
+    def __len__(self) -> int:
+        return len(self.noise.shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.noise.shapes
+
+    def together(self, names: Sequence[str]) -> Perturbation:
+        """Those of parameters of one shape, with an axis of the parameters in front."""
+        places = zip(*(self.noise.places[name] for name in names), strict=True)
+        return self.noise.shaped(names[0], *(torch.stack([self._pieces[i] for i in side]) for side in places))
+
+    def members(self, antithetic: bool, members: slice, sigma: Mapping[str, float]) -> Drawn:
         """sign_i sigma E_pair[i] of some members, counted from the first of these pairs, of all parameters at once."""
-        own = self.flat * self.noise.row(sigma, self.flat.device)
+        rows = [self.noise.row(sigma, self.flat.device)]
         if antithetic:
-            flipped = own * self.noise.row(dict.fromkeys(self, -1.0), self.flat.device)
-            own = torch.stack([own, flipped], 1).flatten(0, 1)
-        return self.noise.cut(own[members])
+            rows.append(rows[0] * self.noise.row(dict.fromkeys(self, -1.0), self.flat.device))
+        own = (self.flat[:, None] * torch.stack(rows)).flatten(0, 1)
+        return Drawn(self.noise, own[members])
 
 
 #: Pair numbers -> the perturbations of those pairs, by parameter.
-Draw = Callable[[Sequence[int]], dict[str, Perturbation]]
+Draw = Callable[[Sequence[int]], Mapping[str, Perturbation]]
 
 
 class Noise:
@@ -129,8 +146,13 @@ class Noise:
             raise ValueError(f"the noise rank must be at least 1, not {rank}")
         self.shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         self.rank = rank
-        self.counts = {name: sum(self._pieces(shape)) for name, shape in self.shapes.items()}
-        self._lengths = [length for shape in self.shapes.values() for length in self._pieces(shape)]
+        #: Numbers of each parameter's u and v, or of its full-rank noise, one after another, and whose are where.
+        self.lengths: list[int] = []
+        self.places: dict[str, range] = {}
+        for name, shape in self.shapes.items():
+            pieces = self._pieces(shape)
+            self.places[name] = range(len(self.lengths), len(self.lengths) + len(pieces))
+            self.lengths += pieces
         self._rows: dict[tuple[tuple[float, ...], str], Tensor] = {}
 
     def _pieces(self, shape: torch.Size) -> list[int]:
@@ -142,7 +164,7 @@ class Noise:
     @property
     def size(self) -> int:
         """Standard-normal numbers per pair."""
-        return sum(self.counts.values())
+        return sum(self.lengths)
 
     def draw(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> Drawn:
         """The perturbations of P pairs, float32; pair p depends on seeds[p] and the kind of device alone.
@@ -165,33 +187,26 @@ class Noise:
         if key not in self._rows:
             while len(self._rows) >= 4:
                 self._rows.pop(next(iter(self._rows)))
-            lengths, numbers = [], []
-            for name, shape in self.shapes.items():
-                first = shape[0] * self.rank if self.rank is not None and self._low(shape) else self.counts[name]
-                lengths += [first, self.counts[name] - first]
-                numbers += [values[name], 1.0]
-            self._rows[key] = torch.tensor(numbers).repeat_interleave(torch.tensor(lengths)).to(device)
+            numbers: list[float] = []
+            for name, places in self.places.items():
+                numbers += [values[name], 1.0][: len(places)]
+            self._rows[key] = torch.tensor(numbers).repeat_interleave(torch.tensor(self.lengths)).to(device)
         return self._rows[key]
 
     def _low(self, shape: torch.Size) -> bool:
         return self.rank is not None and len(shape) >= 2
 
-    def cut(self, flat: Tensor) -> dict[str, Perturbation]:
-        """Views of (n, all numbers) by parameter."""
-        pieces = iter(flat.split(self._lengths, dim=1))
-        return {name: self._cut(shape, pieces) for name, shape in self.shapes.items()}
-
     def of(self, seed: int, step: int, device: torch.device | str = "cpu") -> Draw:
         """The noise of one step, pair numbers to perturbations."""
         return lambda pairs: self.draw([seeding.derive(seed, "perturbation", step, p) for p in pairs], device)
 
-    def _cut(self, shape: torch.Size, pieces: Iterator[Tensor]) -> Perturbation:
-        first = next(pieces)
-        if not self._low(shape):
-            return FullRank(first.unflatten(1, shape) if shape else first.squeeze(1))
+    def shaped(self, name: str, first: Tensor, second: Tensor | None = None) -> Perturbation:
+        """A parameter's numbers (..., n, numbers) as its perturbations."""
+        shape, lead = self.shapes[name], first.shape[:-1]
+        if second is None:
+            return FullRank(first.view(*lead, *shape))
         assert self.rank is not None
-        count, rank, second = len(first), self.rank, next(pieces)
-        return LowRank(first.view(count, shape[0], rank), second.view(count, -1, rank), shape)
+        return LowRank(first.view(*lead, -1, self.rank), second.view(*lead, -1, self.rank), shape)
 
 
 @dataclass(frozen=True)
@@ -221,7 +236,7 @@ class Members:
 
     def draw(
         self, draw: Draw, members: slice, device: torch.device | str = "cpu", sigma: Mapping[str, float] | None = None
-    ) -> dict[str, Perturbation]:
+    ) -> Mapping[str, Perturbation]:
         """The perturbations sign_i sigma E_pair[i] of some members, each pair drawn once.
 
         Args:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from t2ialign.errors import UsageError
 from t2ialign.tensors import rows
 from t2ialign_eggroll.noise import FullRank, LowRank, Perturbation
-from t2ialign_eggroll.stacks import Operator, Prepared, Stack
+from t2ialign_eggroll.stacks import Factor, Operator, Prepared
 
 Form = Literal["auto", "materialised", "factored", "merged"]
 #: Materialised factors of one layer may take this many bytes before "auto" turns to the factored form.
@@ -118,25 +118,18 @@ class LayerPopulation:
         """Those of both factors, found once for all calls where they are kept."""
         if (found := self.found.get((dtype, copies))) is not None:
             return found
-        factored = self.form == "factored" or (self.form == "auto" and self._stack_bytes(dtype) > STACK_BYTES)
-        made = [self._operator(side, dtype, copies, factored) for side in "ab"]
+        names = f"{self.name}.a", f"{self.name}.b"
+        large = sum(self.prepared.elements[name] for name in names) * dtype.itemsize > STACK_BYTES
+        factored = self.form == "factored" or (self.form == "auto" and large)
+        made = [self.prepared.operator(name, dtype, copies, factored) for name in names]
         if self.prepared.keeps(dtype, copies):
             self.found[dtype, copies] = made
         return made
-
-    def _operator(self, side: str, dtype: torch.dtype, copies: int, factored: bool) -> Operator:
-        stack = self.prepared.stacks[f"{self.name}.{side}"]
-        if factored and isinstance(stack.noise, LowRank):
-            return stack.factors(dtype, copies)
-        return self.prepared.operator(f"{self.name}.{side}", dtype, copies)
 
     def _dense(self) -> tuple[Tensor, Tensor]:
         """Both stacks in the layer's own layout, (n, *shape) or (1, *shape)."""
         a, b = self.prepared.dense(f"{self.name}.a"), self.prepared.dense(f"{self.name}.b")
         return a, b.mT if isinstance(self.base, nn.Linear) else b
-
-    def _stack_bytes(self, dtype: torch.dtype) -> int:
-        return sum(self.prepared.stacks[f"{self.name}.{side}"].elements for side in "ab") * dtype.itemsize
 
     def _merges(self, base: nn.Linear, x: Tensor) -> bool:
         """Whether the members' deltas can be folded into copies of W, as ``form`` may ask for.
@@ -203,15 +196,16 @@ def lora_population(
         form: how the products are made; "auto" weighs memory traffic.
         compiled: whether the layers run in compiled code.
     """
-    stacks: dict[str, Stack] = {}
+    bases = {name: layer.get_base_layer() for name, layer in layers.items()}
+    factors: dict[str, Factor] = {}
     for name, layer in layers.items():
         adapter = _single_adapter(name, layer)
+        a, b = (factor[adapter].weight.detach() for factor in (layer.lora_A, layer.lora_B))
+        flat = isinstance(bases[name], nn.Linear)
+        factors[f"{name}.a"] = Factor(a, f"{name}.lora_A.weight")
         scale = float(layer.scaling[adapter])
-        stacks[f"{name}.a"] = Stack(layer.lora_A[adapter].weight.detach(), noise.get(f"{name}.lora_A.weight"))
-        b = Stack(layer.lora_B[adapter].weight.detach(), noise.get(f"{name}.lora_B.weight"), scale)
-        stacks[f"{name}.b"] = b.transposed if isinstance(layer.get_base_layer(), nn.Linear) else b
-    prepared = Prepared(stacks, PREPARED_BYTES)
-    bases = {name: layer.get_base_layer() for name, layer in layers.items()}
+        factors[f"{name}.b"] = Factor(b.T if flat else b, f"{name}.lora_B.weight", scale, transposed=flat)
+    prepared = Prepared(factors, noise, chunk.members, PREPARED_BYTES)
     with patched(layers, _forwards(bases, prepared, chunk, form, compiled)):
         yield
 
@@ -234,18 +228,19 @@ def weight_population(
         noise: "<path>.weight" -> the members' low-rank perturbations, sign and sigma included.
     """
     bases: dict[str, nn.Linear] = {}
-    stacks: dict[str, Stack] = {}
+    factors: dict[str, Factor] = {}
+    own: dict[str, Perturbation] = {}
     for name, layer in layers.items():
         original = layer.get_base_layer()
         base = nn.Linear(original.in_features, original.out_features, bias=False, device="meta")
         base.weight = nn.Parameter(centre(name).to(original.weight.dtype), requires_grad=False)
         base.bias = original.bias
-        own = noise[f"{name}.weight"]
-        assert isinstance(own, LowRank)
+        drawn = noise[f"{name}.weight"]
+        assert isinstance(drawn, LowRank)
         bases[name] = base
-        for side, factor in (("a", own.v.mT), ("b", own.u.mT)):
-            stacks[f"{name}.{side}"] = Stack(factor.new_zeros(factor.shape[1:]), FullRank(factor))
-    prepared = Prepared(stacks, PREPARED_BYTES)
+        for path, factor in ((f"{name}.a", drawn.v.mT), (f"{name}.b", drawn.u.mT)):
+            factors[path], own[path] = Factor(factor.new_zeros(factor.shape[1:]), path), FullRank(factor)
+    prepared = Prepared(factors, own, chunk.members, PREPARED_BYTES)
     with patched(layers, _forwards(bases, prepared, chunk, form, compiled)):
         yield
 

@@ -18,49 +18,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from t2ialign_eggroll.noise import FullRank, LowRank, Perturbation
+from t2ialign_eggroll.noise import Drawn, FullRank, LowRank, Perturbation
 
 
 @dataclass(frozen=True)
-class Stack:
-    """n matrices (a, b) = scale (centre + noise_i), n = 1 without noise.
+class Factor:
+    """A factor of a layer's LoRA: for n members the matrices (a, b) scale (centre + noise_i), n = 1 without noise.
 
     Attributes:
         centre: the parameter, (a, b) or a convolution kernel.
-        noise: the members' own perturbations, sign and sigma included; None when the members share the matrix.
+        noise: which of the perturbations are its own; the members share a factor that has none.
         scale: multiplies the result.
+        transposed: the perturbations are those of the transpose (b, a).
     """
 
     centre: Tensor
-    noise: Perturbation | None = None
+    noise: str
     scale: float = 1.0
-
-    @property
-    def members(self) -> int:
-        """n: of how many matrices it consists."""
-        return 1 if self.noise is None else len(self.noise.u if isinstance(self.noise, LowRank) else self.noise.noise)
-
-    @property
-    def elements(self) -> int:
-        """Numbers in the materialised stack."""
-        return self.centre.numel() * self.members
-
-    @property
-    def transposed(self) -> Stack:
-        """The stack of the transposes (b, a)."""
-        noise = self.noise
-        if isinstance(noise, LowRank):
-            noise = LowRank(noise.v, noise.u, noise.shape[::-1])
-        elif noise is not None:
-            noise = FullRank(noise.noise.mT)
-        return Stack(self.centre.T, noise, self.scale)
-
-    def factors(self, dtype: torch.dtype, copies: int) -> Operator:
-        """The stack as centre and low-rank noise, cast and repeated for ``copies`` copies of the batch."""
-        assert isinstance(self.noise, LowRank)
-        u, v = (self.noise.u * self.scale).to(dtype), self.noise.v.to(dtype)
-        shared = (self.centre * self.scale).to(dtype).flatten(1)
-        return Operator(shared=shared, u=u.repeat(copies, 1, 1), v=v.repeat(copies, 1, 1))
+    transposed: bool = False
 
 
 class Prepared:
@@ -70,27 +45,30 @@ class Prepared:
     number of operations that counts: a few dozen for a network with 168 adapted layers of six shapes.
 
     Args:
-        stacks: name -> stack.
+        factors: name -> factor.
+        noise: the members' own perturbations, sign and sigma included; those of one shape are of one kind.
+        members: n.
         most_bytes: of all that is kept; where more is needed, every call forms its stack again.
     """
 
-    def __init__(self, stacks: Mapping[str, Stack], most_bytes: int) -> None:
-        self.stacks, self.most_bytes = stacks, most_bytes
+    def __init__(
+        self, factors: Mapping[str, Factor], noise: Mapping[str, Perturbation], members: int, most_bytes: int
+    ) -> None:
+        self.factors, self.noise, self.most_bytes = factors, noise, most_bytes
+        self.elements: dict[str, int] = {}  # numbers in each stack
+        self._groups: dict[str, list[str]] = {}  # name -> those that are formed with it
         alike: dict[object, list[str]] = defaultdict(list)
-        for name, stack in stacks.items():
-            noise = stack.noise
-            form = noise.u.shape if isinstance(noise, LowRank) else noise and noise.shape
-            alike[stack.centre.shape, stack.centre.dtype, form, stack.scale].append(name)
-        self._groups = list(alike.values())
-        self._place = {
-            name: (number, row) for number, group in enumerate(self._groups) for row, name in enumerate(group)
-        }
-        self._kept: dict[tuple[int, torch.dtype, int], Tensor] = {}
-        self._numbers = sum(stack.elements for stack in stacks.values())
+        for name, factor in factors.items():
+            centre, own = factor.centre, factor.noise in noise
+            self.elements[name] = centre.numel() * (members if own else 1)
+            self._groups[name] = alike[centre.shape, centre.dtype, factor.scale, factor.transposed, own]
+            self._groups[name].append(name)
+        self._kept: dict[tuple[torch.dtype, int], dict[str, Tensor]] = defaultdict(dict)
+        self._numbers = sum(self.elements.values())
 
     def dense(self, name: str) -> Tensor:
         """(n, *shape), n = 1 without noise, added in the parameter's own precision."""
-        return self._stack(name, self.stacks[name].centre.dtype, 1)
+        return self._stack(name, self.factors[name].centre.dtype, 1)
 
     def stack(self, name: str, dtype: torch.dtype) -> Tensor:
         """The stack of one layer, (n, a, b), n = 1 without noise."""
@@ -100,35 +78,57 @@ class Prepared:
         """Whether all stacks fit into what may be kept."""
         return self._numbers * dtype.itemsize * copies <= self.most_bytes
 
-    def operator(self, name: str, dtype: torch.dtype, copies: int) -> Operator:
-        """The stack of one layer, cast and repeated for ``copies`` copies of the batch, ready to multiply."""
-        if self.stacks[name].noise is None:
+    def operator(self, name: str, dtype: torch.dtype, copies: int, factored: bool) -> Operator:
+        """The stack of one layer, cast and repeated for ``copies`` copies of the batch, ready to multiply.
+
+        Args:
+            factored: low-rank noise is not added to the centre.
+        """
+        factor = self.factors[name]
+        if factor.noise not in self.noise:
             return Operator(shared=self._stack(name, dtype, 1)[0].flatten(1))
+        if factored and isinstance(noise := self.noise[factor.noise], LowRank):
+            u, v = (noise.v, noise.u) if factor.transposed else (noise.u, noise.v)
+            u, v = ((side * by).to(dtype).repeat(copies, 1, 1) for side, by in ((u, factor.scale), (v, 1.0)))
+            return Operator(shared=(factor.centre * factor.scale).to(dtype).flatten(1), u=u, v=v)
         return Operator(own=self._stack(name, dtype, copies).flatten(2))
 
     def _stack(self, name: str, dtype: torch.dtype, copies: int) -> Tensor:
         if not self.keeps(dtype, copies):
-            return _form([self.stacks[name]], dtype, copies)[0]
-        number, row = self._place[name]
-        key = (number, dtype, copies)
-        if key not in self._kept:
-            self._kept[key] = _form([self.stacks[other] for other in self._groups[number]], dtype, copies)
-        return self._kept[key][row]
+            return self._formed([name], dtype, copies)[0]
+        kept = self._kept[dtype, copies]
+        if name not in kept:
+            group = self._groups[name]
+            kept.update(zip(group, self._formed(group, dtype, copies).unbind(), strict=True))
+        return kept[name]
+
+    def _formed(self, names: Sequence[str], dtype: torch.dtype, copies: int) -> Tensor:
+        """The stacks of a group, (names, copies n, *shape)."""
+        factors = [self.factors[name] for name in names]
+        own = [factor.noise for factor in factors]
+        return _form(factors, _together(self.noise, own) if own[0] in self.noise else None, dtype, copies)
 
 
-def _form(stacks: Sequence[Stack], dtype: torch.dtype, copies: int) -> Tensor:
-    """(stacks, copies n, *shape) of stacks of one shape and form."""
-    first = stacks[0]
-    centres = torch.stack([stack.centre for stack in stacks])[:, None]
-    own = [stack.noise for stack in stacks]
-    if isinstance(first.noise, LowRank):
-        factors = [(noise.u, noise.v) for noise in own if isinstance(noise, LowRank)]
-        u, v = (torch.stack(side) for side in zip(*factors, strict=True))  # (stacks, n, a, k), (stacks, n, b, k)
-        formed = _outer(centres.flatten(3), u, v).view(len(stacks), first.members, *first.centre.shape)
-    elif first.noise is not None:
-        formed = centres + torch.stack([noise.dense() for noise in own if noise is not None])
-    else:
-        formed = centres
+def _together(noise: Mapping[str, Perturbation], names: Sequence[str]) -> Perturbation:
+    """Perturbations of one shape, with an axis of the parameters in front."""
+    if isinstance(noise, Drawn):
+        return noise.together(names)
+    own = [noise[name] for name in names]
+    if isinstance(own[0], FullRank):
+        return FullRank(torch.stack([e.noise for e in own if isinstance(e, FullRank)]))
+    low = [e for e in own if isinstance(e, LowRank)]
+    return LowRank(torch.stack([e.u for e in low]), torch.stack([e.v for e in low]), own[0].shape)
+
+
+def _form(factors: Sequence[Factor], noise: Perturbation | None, dtype: torch.dtype, copies: int) -> Tensor:
+    """(factors, copies n, *shape) of factors of one shape with their perturbations."""
+    first = factors[0]
+    formed = torch.stack([factor.centre for factor in factors])[:, None]
+    if isinstance(noise, LowRank):  # (factors, n, a, k), (factors, n, b, k)
+        u, v = (noise.v, noise.u) if first.transposed else (noise.u, noise.v)
+        formed = _outer(formed.flatten(3), u, v).unflatten(-1, first.centre.shape[1:])
+    elif noise is not None:
+        formed = formed + (noise.noise.mT if first.transposed else noise.noise)
     if first.scale != 1:
         formed = formed * first.scale
     formed = formed.to(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -57,7 +57,7 @@ class AdaptiveTrainer(ESTrainer):
         self.max_change, self.spread_min, self.spread_max = max_change, spread_min, spread_max
         self.spread = {name: torch.ones_like(p) for name, p in self.centre.items()}
 
-    def sample_perturbations(self, pairs: Sequence[int]) -> dict[str, Perturbation]:
+    def sample_perturbations(self, pairs: Sequence[int]) -> Mapping[str, Perturbation]:
         """s z for some pairs of this generation."""
         drawn = super().sample_perturbations(pairs)
         return {name: FullRank(z.dense() * self.spread[name]) for name, z in drawn.items()}

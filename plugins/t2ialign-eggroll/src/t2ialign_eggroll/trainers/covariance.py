@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -93,7 +93,7 @@ class CovarianceTrainer(ESTrainer):
             for (name, p), part in zip(self.parameters.items(), parts, strict=True)
         }
 
-    def sample_perturbations(self, pairs: Sequence[int]) -> dict[str, Perturbation]:
+    def sample_perturbations(self, pairs: Sequence[int]) -> Mapping[str, Perturbation]:
         """s A z of some members."""
         drawn = self.by_parameter(self.step_size * self.coloured(self.normals(pairs)))
         return {name: FullRank(rows) for name, rows in drawn.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -163,7 +163,7 @@ class ESTrainer:
         """Sigma of this generation."""
         return self.sigma * (self.sigma_schedule(self.generation) if self.sigma_schedule else 1.0)
 
-    def sample_perturbations(self, pairs: Sequence[int]) -> dict[str, Perturbation]:
+    def sample_perturbations(self, pairs: Sequence[int]) -> Mapping[str, Perturbation]:
         """E_p of unit variance for some pairs of this generation; called again for the update, with the same result."""
         return self.noise.of(self.seed, self.generation // self.noise_reuse, self.device)(pairs)
 
