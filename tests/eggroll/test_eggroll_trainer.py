@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from t2ialign_eggroll import eggroll_trainer
 from t2ialign_eggroll.eggroll_trainer import EGGROLLTrainer, ESTrainer, SimpleES, VanillaESTrainer
 
 X = torch.randn(16, 10, generator=torch.Generator().manual_seed(1))
@@ -142,3 +147,32 @@ def test_what_is_missing_is_said(net):
 
     with pytest.raises(TypeError, match=r"t2ialign_eggroll\.eggroll_trainer"):
         Ours(net.parameters(), closeness)
+
+
+def names_on_the_porting_page():
+    """{where: names} of the page's table for eggroll-trainer, and the names that it says are not here."""
+    page = (Path(__file__).parents[2] / "docs" / "porting.md").read_text(encoding="utf-8")
+    table = page.split("## From eggroll-trainer")[1].split("\n## ")[0]
+    listed, absent = {}, set()
+    for row in re.findall(r"^\| (`.*) \|$", table, re.MULTILINE):
+        names, where, here = (cell.strip() for cell in row.split("|"))
+        found = set(re.findall(r"`(\w+)", names))
+        if here.startswith("not here"):
+            absent |= found
+        else:
+            listed.setdefault(where, set()).update(found)
+    return listed, absent
+
+
+@pytest.mark.parametrize("kind", [ESTrainer, VanillaESTrainer, EGGROLLTrainer])
+def test_the_porting_page_lists_every_name_and_every_listed_name_is_here(net, kind):
+    listed, absent = names_on_the_porting_page()
+    assert listed.keys() == {"", "all", "ESTrainer", "EGGROLL"}
+    assert listed[""] == set(eggroll_trainer.__all__)
+    own = "EGGROLL" if kind is EGGROLLTrainer else "ESTrainer"
+    trainer = kind(net.parameters(), net, closeness, population_size=4, seed=0)
+    here = {name for name in dir(trainer) if not name.startswith("_")} | set(inspect.signature(kind).parameters)
+    of_torch = {name for name in dir(torch.optim.SGD(net.parameters(), lr=0.1)) if not name.startswith("_")}
+    assert here - of_torch <= listed["all"] | listed[own]
+    assert listed["all"] | listed[own] <= here
+    assert not absent & here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -153,6 +154,7 @@ def test_the_porting_page_lists_every_flag_as_it_is():
         default = str(flag.default).lower() if isinstance(flag.default, bool) else str(flag.default)
         here = f"`{flag.here}`" if flag.here else ""
         assert f"| `{name}` | {default} | {here} | {flag.note} | {changes} |" in page, name
+    assert re.findall(r"^\| `(\w+)`", page.split("## From HyperscaleES_T2I")[1], re.MULTILINE) == list(FLAGS)
 
 
 def test_a_wrong_key_of_a_backend_that_samples_itself_is_the_only_problem(tmp_path):

@@ -56,10 +56,10 @@ class _Surface(torch.optim.Optimizer):
         self.population_size = population_size
         self.sigma = sigma
         self.seed = int(torch.randint(2**31, (1,))) if seed is None else seed
-        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not self.trained:
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not self._trained:
             raise ValueError("the model has no parameter to train")
-        self.device = next(iter(self.trained.values())).device
+        self.device = next(iter(self._trained.values())).device
         self.initial_params = self.current_params
         self.generation = 0
         self.fitness_history: list[float] = []
@@ -79,7 +79,7 @@ class _Surface(torch.optim.Optimizer):
     @property
     def current_params(self) -> Tensor:
         """The trained parameters, flat (D,), in the order of ``model.parameters()``."""
-        return parameters_to_vector(self.trained.values()).detach().clone()
+        return parameters_to_vector(self._trained.values()).detach().clone()
 
     @property
     def best_state_dict(self) -> dict[str, Tensor] | None:
@@ -115,7 +115,7 @@ class _Surface(torch.optim.Optimizer):
     @torch.no_grad()
     def reset(self) -> None:
         """Back to the initial parameters, with no history."""
-        vector_to_parameters(self.initial_params, self.trained.values())
+        vector_to_parameters(self.initial_params, self._trained.values())
         self.generation, self.fitness_history = 0, []
         self.best_fitness = self.best_params = None
 
@@ -149,7 +149,7 @@ class ESTrainer(_Surface):
         seed: int | None = None,
     ) -> None:
         super().__init__(params, model, fitness_fn, population_size, learning_rate, sigma, device, seed)
-        self.scorer = Scorer(self.model, lambda net: self.evaluate_fitness(net), self.trained, False, population_size)
+        self._scorer = Scorer(self.model, lambda net: self.evaluate_fitness(net), self._trained, False, population_size)
 
     def sample_perturbations(self, population_size: int) -> Tensor:
         """(N, D), of unit variance; a member is current_params + sigma times its row."""
@@ -174,14 +174,14 @@ class ESTrainer(_Surface):
             raise ValueError(
                 f"sample_perturbations must return {(self.population_size, len(centre))}, not {tuple(noise.shape)}"
             )
-        shapes = {name: p.shape for name, p in self.trained.items()}
+        shapes = {name: p.shape for name, p in self._trained.items()}
 
         def members(rows: slice) -> dict[str, Perturbation]:
             parts = (self.sigma * noise[rows]).split([shape.numel() for shape in shapes.values()], dim=1)
             return {n: FullRank(part.view(-1, *s)) for (n, s), part in zip(shapes.items(), parts, strict=True)}
 
         seed = seeding.derive(self.seed, "fitness", self.generation)
-        scores = self.scorer.evaluate(members, self.population_size, seed)
+        scores = self._scorer.evaluate(members, self.population_size, seed)
         used = scores.isfinite()
         finite = scores[used]
         if len(finite) and (self.best_fitness is None or finite.max().item() > self.best_fitness):
@@ -190,7 +190,7 @@ class ESTrainer(_Surface):
             self.best_params = centre + self.sigma * noise[best]
         if len(finite) > 1 and bool((finite != finite[0]).any()):
             update = self.compute_update(noise[used], finite)
-            vector_to_parameters(centre + self.learning_rate * update, self.trained.values())
+            vector_to_parameters(centre + self.learning_rate * update, self._trained.values())
         self.generation += 1
         self.fitness_history.append(finite.mean().item())
         return {
@@ -307,7 +307,7 @@ class EGGROLLTrainer(_Surface):
         if inner.best_parameters:
             self.best_fitness = inner.best_fitness
             self.best_params = parameters_to_vector(
-                [inner.best_parameters.get(name, p) for name, p in self.trained.items()]
+                [inner.best_parameters.get(name, p) for name, p in self._trained.items()]
             ).detach()
         return {key: line[key] for key in ("generation", "mean_fitness", "best_fitness", "std_fitness")}
 
