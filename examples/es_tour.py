@@ -22,7 +22,7 @@ def fitness(network: nn.Module) -> torch.Tensor:
 
 
 # 2. One call trains. With batched=True the whole population goes through one forward: the product with each weight
-#    matrix is shared by all members, only the low-rank perturbations differ.
+#    matrix is shared by all members where it is large, only the low-rank perturbations differ.
 trainer = EggrollTrainer(
     model, fitness, population_size=128, sigma=0.02, learning_rate=0.2, rank=1, batched=True, seed=0
 )

@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from t2ialign_eggroll import batched
+
 
 class Golden:
     """Tensors recorded from the upstream functions, by block: ``golden("t2i/even_r1")["theta"]``."""
@@ -17,3 +19,9 @@ class Golden:
 @pytest.fixture(scope="session")
 def golden() -> Golden:
     return Golden()
+
+
+@pytest.fixture
+def factored(monkeypatch) -> None:
+    """Layers as small as those of a test keep their perturbations factored, as large ones do."""
+    monkeypatch.setattr(batched, "SMALL", 0)

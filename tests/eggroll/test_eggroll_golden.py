@@ -119,6 +119,7 @@ def test_t2i_draws_of_prompts(golden):
 
 
 @pytest.mark.parametrize("case", ["sgd_r1", "adamw_r2_group", "freeze_reuse"])
+@pytest.mark.usefixtures("factored")
 def test_jax_forward(golden, case):
     """The factored product for a weight (out, in), for its transpose, and the perturbed bias."""
     block = golden(f"jax/{case}")

@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from t2ialign_eggroll import EggrollTrainer
+from t2ialign_eggroll import EggrollTrainer, batched
+
+pytestmark = pytest.mark.usefixtures("factored")
 
 
 class Encoder(nn.Module):
@@ -216,6 +218,13 @@ def test_a_batch_scores_what_the_black_box_scores(kind, caplog):
 
 def test_a_plain_module_stays_batched():
     assert scores(Plain, batched=True)[0].batched
+
+
+def test_a_small_layer_may_be_read_in_any_way(monkeypatch):
+    monkeypatch.setattr(batched, "SMALL", 64)
+    trainer, together = scores(Functional, batched=True)
+    assert trainer.batched
+    assert torch.allclose(together, scores(Functional, batched=False)[1], rtol=1e-3, atol=1e-5)
 
 
 def test_the_weights_that_are_read_are_named(caplog):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from t2ialign_eggroll import EggrollTrainer, ESTrainer, OpenESTrainer
+from t2ialign_eggroll import EggrollTrainer, ESTrainer, OpenESTrainer, batched
 from t2ialign_eggroll.batched import evaluate_members
 from t2ialign_eggroll.noise import Members, Noise
 
@@ -57,9 +57,11 @@ def closeness(model):
     return -F.mse_loss(model(X), Y)
 
 
+@pytest.mark.parametrize("small", [0, batched.SMALL])
 @pytest.mark.parametrize("rank", [1, 3, None])
 @torch.no_grad()
-def test_batched_fitness_equals_setting_the_weights(mixed, rank):
+def test_batched_fitness_equals_setting_the_weights(mixed, rank, small, monkeypatch):
+    monkeypatch.setattr(batched, "SMALL", small)
     tokens = torch.randint(0, 11, (5, 7), generator=torch.Generator().manual_seed(0))
 
     def fitness(model):

@@ -20,6 +20,8 @@ from t2ialign_eggroll.noise import LowRank, Perturbation
 
 #: What one member has of a perturbation: (u, v) or (dense,).
 Factors = tuple[Tensor, ...]
+#: Numbers of a linear layer's weight up to which every member has its own copy: 64 members take 1 MB in float32.
+SMALL = 4096
 CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
     nn.Conv2d: F.conv2d,
@@ -92,11 +94,15 @@ def _dense(parameter: Tensor, factors: Factors) -> Any:
     return parameter + (u @ v.mT).view(parameter.shape)
 
 
-def _factored_forward(module: nn.Module) -> Callable[..., Tensor] | None:
-    """The forward that keeps the weight's perturbation factored; None where the module has no such form."""
+def _factored_forward(module: Any) -> Callable[..., Tensor] | None:
+    """The forward that keeps the weight's perturbation factored; None where the module has no such form or is small.
+
+    A weight of 16 bits would round the noise, however small it is.
+    """
     kind = type(module)
     if kind is nn.Linear:
-        return _linear
+        small = module.weight.numel() <= SMALL and module.weight.itemsize >= 4
+        return None if small else _linear
     if kind is nn.Embedding and module.max_norm is None:
         return _embedding
     if kind in CONVOLUTIONS and module.groups == 1 and module.padding_mode == "zeros":
