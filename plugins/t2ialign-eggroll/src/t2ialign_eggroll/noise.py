@@ -34,6 +34,11 @@ class LowRank:
         """factor_i E_index[i] for every i: the members' own perturbations, sign and scale included."""
         return LowRank(self.u[index] * factor[:, None, None], self.v[index], self.shape)
 
+    @property
+    def transposed(self) -> LowRank:
+        """E_p^T of a matrix."""
+        return LowRank(self.v, self.u, self.shape[::-1])
+
     def dense(self) -> Tensor:
         """(P, *shape)."""
         return (self.u @ self.v.mT).reshape(-1, *self.shape)
@@ -70,6 +75,10 @@ class FullRank:
 
     def select(self, index: Tensor, factor: Tensor) -> FullRank:
         return FullRank(self.noise[index] * factor.view(-1, *[1] * len(self.shape)))
+
+    @property
+    def transposed(self) -> FullRank:
+        return FullRank(self.noise.mT)
 
     def dense(self) -> Tensor:
         return self.noise
@@ -113,10 +122,13 @@ class Drawn(Mapping[str, Perturbation]):
     def __contains__(self, name: object) -> bool:
         return name in self.noise.shapes
 
-    def together(self, names: Sequence[str]) -> Perturbation:
-        """Those of parameters of one shape, with an axis of the parameters in front."""
-        places = zip(*(self.noise.places[name] for name in names), strict=True)
-        return self.noise.shaped(names[0], *(torch.stack([self._pieces[i] for i in side]) for side in places))
+    def together(self, names: Sequence[str], transposed: Sequence[bool]) -> Perturbation | None:
+        """Low-rank ones of one shape after ``transposed``, with an axis of the parameters in front."""
+        places = [self.noise.places[name][:: -1 if flip else 1] for name, flip in zip(names, transposed, strict=True)]
+        if len(places[0]) == 1:
+            return None
+        sides = (torch.stack([self._pieces[i] for i in side]) for side in zip(*places, strict=True))
+        return self.noise.shaped(names[0], *sides)
 
     def members(self, antithetic: bool, members: slice, sigma: Mapping[str, float]) -> Drawn:
         """sign_i sigma E_pair[i] of some members, counted from the first of these pairs, of all parameters at once."""

@@ -61,7 +61,7 @@ class Prepared:
         for name, factor in factors.items():
             centre, own = factor.centre, factor.noise in noise
             self.elements[name] = centre.numel() * (members if own else 1)
-            self._groups[name] = alike[centre.shape, centre.dtype, factor.scale, factor.transposed, own]
+            self._groups[name] = alike[centre.shape, centre.dtype, factor.scale, own]
             self._groups[name].append(name)
         self._kept: dict[tuple[torch.dtype, int], dict[str, Tensor]] = defaultdict(dict)
         self._numbers = sum(self.elements.values())
@@ -88,8 +88,8 @@ class Prepared:
         if factor.noise not in self.noise:
             return Operator(shared=self._stack(name, dtype, 1)[0].flatten(1))
         if factored and isinstance(noise := self.noise[factor.noise], LowRank):
-            u, v = (noise.v, noise.u) if factor.transposed else (noise.u, noise.v)
-            u, v = ((side * by).to(dtype).repeat(copies, 1, 1) for side, by in ((u, factor.scale), (v, 1.0)))
+            noise = noise.transposed if factor.transposed else noise
+            u, v = ((side * by).to(dtype).repeat(copies, 1, 1) for side, by in ((noise.u, factor.scale), (noise.v, 1)))
             return Operator(shared=(factor.centre * factor.scale).to(dtype).flatten(1), u=u, v=v)
         return Operator(own=self._stack(name, dtype, copies).flatten(2))
 
@@ -105,19 +105,21 @@ class Prepared:
     def _formed(self, names: Sequence[str], dtype: torch.dtype, copies: int) -> Tensor:
         """The stacks of a group, (names, copies n, *shape)."""
         factors = [self.factors[name] for name in names]
-        own = [factor.noise for factor in factors]
-        return _form(factors, _together(self.noise, own) if own[0] in self.noise else None, dtype, copies)
+        return _form(factors, self._together(factors), dtype, copies)
 
-
-def _together(noise: Mapping[str, Perturbation], names: Sequence[str]) -> Perturbation:
-    """Perturbations of one shape, with an axis of the parameters in front."""
-    if isinstance(noise, Drawn):
-        return noise.together(names)
-    own = [noise[name] for name in names]
-    if isinstance(own[0], FullRank):
-        return FullRank(torch.stack([e.noise for e in own if isinstance(e, FullRank)]))
-    low = [e for e in own if isinstance(e, LowRank)]
-    return LowRank(torch.stack([e.u for e in low]), torch.stack([e.v for e in low]), own[0].shape)
+    def _together(self, factors: Sequence[Factor]) -> Perturbation | None:
+        """The perturbations of a group, with an axis of the factors in front."""
+        if factors[0].noise not in self.noise:
+            return None
+        if isinstance(self.noise, Drawn):
+            names, transposed = zip(*((factor.noise, factor.transposed) for factor in factors), strict=True)
+            if together := self.noise.together(names, transposed):
+                return together
+        given = [(self.noise[factor.noise], factor.transposed) for factor in factors]
+        own = [noise.transposed if flip else noise for noise, flip in given]
+        if low := [noise for noise in own if isinstance(noise, LowRank)]:
+            return LowRank(torch.stack([e.u for e in low]), torch.stack([e.v for e in low]), low[0].shape)
+        return FullRank(torch.stack([noise.dense() for noise in own]))
 
 
 def _form(factors: Sequence[Factor], noise: Perturbation | None, dtype: torch.dtype, copies: int) -> Tensor:
@@ -125,10 +127,9 @@ def _form(factors: Sequence[Factor], noise: Perturbation | None, dtype: torch.dt
     first = factors[0]
     formed = torch.stack([factor.centre for factor in factors])[:, None]
     if isinstance(noise, LowRank):  # (factors, n, a, k), (factors, n, b, k)
-        u, v = (noise.v, noise.u) if first.transposed else (noise.u, noise.v)
-        formed = _outer(formed.flatten(3), u, v).unflatten(-1, first.centre.shape[1:])
+        formed = _outer(formed.flatten(3), noise.u, noise.v).unflatten(-1, first.centre.shape[1:])
     elif noise is not None:
-        formed = formed + (noise.noise.mT if first.transposed else noise.noise)
+        formed = formed + noise.noise
     if first.scale != 1:
         formed = formed * first.scale
     formed = formed.to(dtype)
