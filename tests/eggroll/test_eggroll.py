@@ -21,7 +21,7 @@ from t2ialign.tensors.distributed import World
 from t2ialign.testing import installed, toy
 from t2ialign_diffusers import compilation
 from t2ialign_diffusers.compilation import compile_forward
-from t2ialign_eggroll import plugin
+from t2ialign_eggroll import checks, plugin
 from t2ialign_eggroll.config import EggrollConfig
 from t2ialign_eggroll.noise import Noise
 from t2ialign_rewards.random_control import RandomControl
@@ -318,6 +318,34 @@ def test_a_bypassed_layer_is_refused_by_name(eggroll_spec, monkeypatch):
             optimizer.step(0)
     with pytest.raises(UsageError, match="2 gives nothing but zeros, or are never called"):
         ready(eggroll_spec()).step(0)
+
+
+def test_layers_that_the_first_answer_shows_cost_no_image(eggroll_spec, monkeypatch):
+    """A layer that matters in a later evaluation alone is found by the image."""
+    optimizer = ready(eggroll_spec({**SMALL, "sigma_scale": "absolute"}))
+    optimizer.prepare()
+    problem, drawn = optimizer.problem, []
+    render = type(problem).render
+    monkeypatch.setattr(type(problem), "render", lambda self, *given: drawn.append(1) or render(self, *given))
+    noise = optimizer.member_noise(0, slice(0, 1))
+    given = (problem, optimizer.space, noise, problem.draw(0), optimizer.form, problem.micro_batch)
+    checks.every_layer_matters(*given)
+    assert not drawn
+
+    def late(self, x, t):
+        if t[0] != self.path.t_start:
+            return predict(self, x, t)
+        hidden = self.net[0](torch.cat([x.flatten(1), self.conditioning.tensors["prompt_embeds"]], 1))
+        return t2ialign.Prediction(torch.cat([hidden, hidden[:, :16]], 1).view_as(x), x)
+
+    def twice(self, denoiser, noise, seeds=None):
+        return denoiser(denoiser(noise, denoiser.path.t_start).x0, 0.5).x0
+
+    predict = toy.ToyDenoiser.predict
+    monkeypatch.setattr(toy.ToyDenoiser, "predict", late)
+    monkeypatch.setattr(type(problem.sampler), "sample", twice)
+    checks.every_layer_matters(*given)
+    assert drawn == [1]
 
 
 def test_a_wrong_row_layout_is_caught(eggroll_spec, monkeypatch):

@@ -7,7 +7,7 @@ its share of the noise would be wasted without any error.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,13 +20,14 @@ from t2ialign_eggroll.population import Chunk, Form
 
 if TYPE_CHECKING:
     from t2ialign.problem.problem import Batch, Problem
+    from t2ialign.tensors.conditioning import Conditioning
     from t2ialign_eggroll.spaces import Space
 
 log = logging.getLogger(__name__)
 
 #: The probe's perturbations are this many sigma, so that a layer that matters shows even in 16-bit images.
 PROBE = 10.0
-#: Pixel differences up to this are rounding.
+#: Differences of pixels and of predicted latents up to this are rounding.
 ROUNDING = 1e-6
 #: Largest mean difference between batched and one-by-one images, as a fraction of what the perturbation changes.
 TOLERANCE = 0.05
@@ -38,9 +39,20 @@ def layer_of(parameter: str) -> str:
 
 
 def member_images(
-    problem: Problem, space: Space, noise: Mapping[str, Perturbation], chunk: Chunk, batch: Batch, form: Form | None
+    problem: Problem,
+    space: Space,
+    noise: Mapping[str, Perturbation],
+    chunk: Chunk,
+    batch: Batch,
+    form: Form | None,
+    draw: Callable[[Conditioning, Sequence[int]], Tensor] | None = None,
 ) -> Tensor:
-    """The first images of a batch for every member (members, images, 3, H, W); one member at a time without a form."""
+    """The first images of a batch for every member (members, images, 3, H, W); one member at a time without a form.
+
+    Args:
+        draw: gives something else than images.
+    """
+    draw = draw or problem.render
     seeds = batch.seeds[: chunk.images]
     rows = torch.arange(chunk.images)
     if form is None:
@@ -48,10 +60,10 @@ def member_images(
         for member in range(chunk.members):
             index, one = torch.tensor([member], device=problem.device), torch.ones(1, device=problem.device)
             with space.member({name: e.select(index, one) for name, e in noise.items()}):
-                single.append(problem.render(batch.conditioning[rows], seeds))
+                single.append(draw(batch.conditioning[rows], seeds))
         return torch.stack(single)
     with space.population(noise, chunk, form):
-        images = problem.render(batch.conditioning[rows.repeat(chunk.members)], seeds * chunk.members)
+        images = draw(batch.conditioning[rows.repeat(chunk.members)], seeds * chunk.members)
     return images.unflatten(0, (chunk.members, chunk.images))
 
 
@@ -65,6 +77,9 @@ def every_layer_matters(
 ) -> None:
     """Perturb one layer at a time, each in a member of its own; the image must differ from the centre's.
 
+    A diffusion model's image does if the network's first answer does, so that only layers that leave it alone are worth
+    all steps of the sampler and a decoded image.
+
     Args:
         noise: a member's perturbation (the first of the stack).
         form: how to evaluate; None one member at a time.
@@ -73,29 +88,48 @@ def every_layer_matters(
     Raises:
         UsageError: names the layers without effect.
     """
-    layers = list(dict.fromkeys(layer_of(name) for name in noise))
-    dead: list[str] = []
+
+    def first_answer(conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        denoiser = problem.backend.denoiser(conditioning)
+        return denoiser(denoiser.path.prior(problem.backend.noise(seeds)), denoiser.path.t_start).x0
+
     form = form if micro_batch > 2 else None
-    for part in split(len(layers), max(1, micro_batch - 2)):
-        probed = layers[part]
-        chunk = Chunk(len(probed) + 2, 1)  # the first and the last member are the centre: their difference is rounding
-        own = {}
-        for name, perturbation in noise.items():
-            factor = torch.zeros(chunk.members, device=problem.device)
-            if (layer := layer_of(name)) in probed:
-                factor[1 + probed.index(layer)] = PROBE
-            index = torch.zeros(chunk.members, dtype=torch.long, device=problem.device)
-            own[name] = perturbation.select(index, factor)
-        images = member_images(problem, space, own, chunk, batch, form)[:, 0].float()
-        change = (images - images[0]).abs().flatten(1).amax(1)
-        alive = change[1:-1] > 4 * change[-1] + ROUNDING
-        dead += [layer for layer, matters in zip(probed, alive.tolist(), strict=True) if not matters]
+    dead = list(dict.fromkeys(layer_of(name) for name in noise))
+    for draw in [first_answer] * (problem.backend.info.family == "diffusion") + [problem.render]:
+        changes: dict[str, bool] = {}
+        for part in split(len(dead), max(1, micro_batch - 2)):
+            changes |= _changes(problem, space, noise, batch, form, dead[part], draw)
+        dead = [layer for layer, matters in changes.items() if not matters]
     if dead:
         shown = ", ".join(dead[:8]) + (f" and {len(dead) - 8} more" if len(dead) > 8 else "")
         raise UsageError(
             f"a perturbation of {shown} changes no image: the model bypasses the layer, or sigma is far too small;"
             " leave such layers out of backend.lora.targets"
         )
+
+
+def _changes(
+    problem: Problem,
+    space: Space,
+    noise: Mapping[str, Perturbation],
+    batch: Batch,
+    form: Form | None,
+    layers: Sequence[str],
+    draw: Callable[[Conditioning, Sequence[int]], Tensor],
+) -> dict[str, bool]:
+    """Whether a perturbation of each layer changes what is drawn by more than rounding does."""
+    chunk = Chunk(len(layers) + 2, 1)  # the first and the last member are the centre: their difference is rounding
+    own = {}
+    for name, perturbation in noise.items():
+        factor = torch.zeros(chunk.members, device=problem.device)
+        if (layer := layer_of(name)) in layers:
+            factor[1 + layers.index(layer)] = PROBE
+        index = torch.zeros(chunk.members, dtype=torch.long, device=problem.device)
+        own[name] = perturbation.select(index, factor)
+    drawn = member_images(problem, space, own, chunk, batch, form, draw)[:, 0].float()
+    change = (drawn - drawn[0]).abs().flatten(1).amax(1)
+    alive = change[1:-1] > 4 * change[-1] + ROUNDING
+    return dict(zip(layers, alive.tolist(), strict=True))
 
 
 def batched_equals_sequential(
