@@ -21,14 +21,15 @@ def fitness(network: nn.Module) -> torch.Tensor:
     return -F.mse_loss(network(x), y)
 
 
-# 2. One call trains. With batched=True the whole population goes through one forward: the product with each weight
-#    matrix is shared by all members where it is large, only the low-rank perturbations differ.
-trainer = EggrollTrainer(
-    model, fitness, population_size=128, sigma=0.02, learning_rate=0.2, rank=1, batched=True, seed=0
-)
-trainer.train(100, callback=lambda line: line["generation"] % 25 == 0 and print("  mse", -line["mean_fitness"]))
+# 2. One call trains; noise and steps are in units of the weights and need no tuning. With batched=True the whole
+#    population goes through one forward: the product with each large weight matrix is shared by all members.
+print("before: mse", -fitness(model).item())
+trainer = EggrollTrainer(model, fitness, population_size=128, batched=True, seed=0)
+trainer.train(100, callback=lambda line: line["generation"] % 25 == 0 and print("  members' mse", -line["mean_fitness"]))
+print("after 100 generations: mse", -fitness(model).item())
 
-# 3. The pseudo-gradient goes through any torch optimizer, and its learning rate through any scheduler.
+# 3. The pseudo-gradient goes through any torch optimizer, and its learning rate through any scheduler; a rate or an
+#    optimizer of your own means absolute values, sigma's too.
 trainer = EggrollTrainer(
     model,
     fitness,
@@ -42,8 +43,7 @@ scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(trainer.optimizer, 150)
 for _ in range(150):
     trainer.step()
     scheduler.step()
-with torch.no_grad():
-    print("after Adam with cosine decay: mse", -fitness(model).item())
+print("after Adam with cosine decay: mse", -fitness(model).item())
 
 
 # 4. A black box may do anything: leave torch, call a simulator, ask a person. Then members are scored one by one.

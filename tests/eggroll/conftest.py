@@ -3,8 +3,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from t2ialign_eggroll import batched
-
 
 class Golden:
     """Tensors recorded from the upstream functions, by block: ``golden("t2i/even_r1")["theta"]``."""
@@ -24,4 +22,4 @@ def golden() -> Golden:
 @pytest.fixture
 def factored(monkeypatch) -> None:
     """Layers as small as those of a test keep their perturbations factored, as large ones do."""
-    monkeypatch.setattr(batched, "SMALL", 0)
+    monkeypatch.setattr("t2ialign_eggroll.batched.SMALL", 0)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from t2ialign_eggroll import EggrollTrainer, batched
+from t2ialign_eggroll import EggrollTrainer
 
 pytestmark = pytest.mark.usefixtures("factored")
 
@@ -221,7 +221,7 @@ def test_a_plain_module_stays_batched():
 
 
 def test_a_small_layer_may_be_read_in_any_way(monkeypatch):
-    monkeypatch.setattr(batched, "SMALL", 64)
+    monkeypatch.setattr("t2ialign_eggroll.batched.SMALL", 64)
     trainer, together = scores(Functional, batched=True)
     assert trainer.batched
     assert torch.allclose(together, scores(Functional, batched=False)[1], rtol=1e-3, atol=1e-5)
