@@ -25,7 +25,9 @@ def fitness(network: nn.Module) -> torch.Tensor:
 #    population goes through one forward: the product with each large weight matrix is shared by all members.
 print("before: mse", -fitness(model).item())
 trainer = EggrollTrainer(model, fitness, population_size=128, batched=True, seed=0)
-trainer.train(100, callback=lambda line: line["generation"] % 25 == 0 and print("  members' mse", -line["mean_fitness"]))
+trainer.train(
+    100, callback=lambda line: line["generation"] % 25 == 0 and print("  members' mse", -line["mean_fitness"])
+)
 print("after 100 generations: mse", -fitness(model).item())
 
 # 3. The pseudo-gradient goes through any torch optimizer, and its learning rate through any scheduler; a rate or an
