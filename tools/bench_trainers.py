@@ -176,21 +176,23 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 @dataclass(frozen=True)
 class Ours:
-    """A trainer of ours at its defaults but for some options."""
+    """A trainer of ours at its defaults but for some options, and a factor of its step."""
 
     kind: type
     options: dict[str, object] = field(default_factory=dict)
+    factor: float = 1.0
 
     def __call__(self, task: Task, model: nn.Module, seed: int) -> None:
         options = {"population_size": POPULATION, "batched": task.batched, "seed": seed} | self.options
-        self.kind(model, task.fitness, **options).train(task.generations)
+        trainer = self.kind(model, task.fitness, **options)
+        trainer.optimizer.param_groups[0]["lr"] *= self.factor
+        trainer.train(task.generations)
 
     def at(self, factor: float) -> Ours:
         """With steps of another size; CMA-ES has none, but the width that it begins with."""
         if self.kind is CMAESTrainer:
             return Ours(self.kind, self.options | {"sigma": SIGMA * factor})
-        own = {"learning_rate": factor} | ({} if self.kind is SNESTrainer else {"scale": "relative"})
-        return Ours(self.kind, self.options | own)
+        return Ours(self.kind, self.options, factor)
 
 
 def ours(kind: type, **options: object) -> Ours:
@@ -301,8 +303,6 @@ RULES: dict[str, Callable[[Task, nn.Module, int], None]] = {
     "cma-es": ours(CMAESTrainer),
     "eggroll adam": ours(EggrollTrainer, optimizer="adam"),
     "eggroll momentum": ours(EggrollTrainer, optimizer="momentum"),
-    "eggroll x 0.5": ours(EggrollTrainer, scale="relative", learning_rate=0.5),
-    "eggroll x 2": ours(EggrollTrainer, scale="relative", learning_rate=2.0),
     "eggroll sigma 0.2": ours(EggrollTrainer, sigma=0.2),
     "eggroll sigma 1": ours(EggrollTrainer, sigma=1.0),
     "eggroll-trainer": as_published,

@@ -138,7 +138,7 @@ def test_snes_is_evotorchs(case, function):
     config = CASES[case]
     options = {} if case == "snes" else {"population_size": config["popsize"]}
     options |= {ours: config[theirs] for ours, theirs in LIMITS.items() if theirs in config}
-    options["shaping"] = SHAPINGS[config.get("ranking_method", "nes")]
+    options |= {"shaping": SHAPINGS[config.get("ranking_method", "nes")], "learning_rate": 1.0}
     if "optimizer" in config:
         options["optimizer"] = lambda p: ClipUp(p, config["center_learning_rate"])
     if "stdev_learning_rate" in config:
@@ -155,7 +155,8 @@ def test_snes_is_evotorchs(case, function):
 def test_pgpe_and_snes_are_evosaxs(case, function):
     config = CASES[case]
     if "snes" in case:
-        return followed(recorded(SNESTrainer, case, function, population_size=config["popsize"]), case, function)
+        options = {"population_size": config["popsize"], "learning_rate": 1.0}
+        return followed(recorded(SNESTrainer, case, function, **options), case, function)
     trainer = recorded(
         PGPETrainer,
         case,
@@ -247,6 +248,17 @@ def test_shapings_are_the_published_rankings(scores, direction):
             values = values.reshape(fitness.shape)
             values = values - values.mean()  # "linear" and "raw" are centred by whoever uses them
             torch.testing.assert_close(shape(fitness, ours).values, values.double(), **close)
+
+
+def test_snes_steps_as_far_with_any_population():
+    """The length of rate times utilities along independent members; the published rate is that of the default."""
+    lengths = {}
+    for population in (None, 60, 240):
+        trainer = SNESTrainer(Point(torch.zeros(40)), lambda m: m.x.sum(), population_size=population)
+        rate, count = trainer.optimizer.param_groups[0]["lr"], trainer.members.count
+        lengths[count] = rate * shape(torch.arange(count).float(), "nes").values.norm().item()
+        assert rate == pytest.approx((count / 15) ** 0.5)
+    assert lengths[240] == pytest.approx(lengths[15], rel=0.2)
 
 
 def test_clipup_is_evotorchs():

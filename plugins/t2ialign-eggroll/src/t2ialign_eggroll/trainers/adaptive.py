@@ -131,7 +131,8 @@ class SNESTrainer(AdaptiveTrainer):
     Args:
         population_size: default 4 + floor(3 ln D) for D trained numbers.
         sigma_learning_rate: eta; default 0.2 (3 + ln D) / sqrt(D).
-        learning_rate: of the centre; default 1.
+        learning_rate: of the centre; default sqrt(N / (4 + floor(3 ln D))), the published 1 at the default population.
+            With 1 a larger one, which knows the direction better, would take shorter steps.
     """
 
     def __init__(
@@ -141,16 +142,19 @@ class SNESTrainer(AdaptiveTrainer):
         *,
         population_size: int | None = None,
         sigma_learning_rate: float | None = None,
-        learning_rate: float = 1.0,
+        learning_rate: float | None = None,
         **options: Any,
     ) -> None:
         size = max(1, sum(p.numel() for p in model.parameters() if p.requires_grad))
+        usual = 4 + int(3 * math.log(size))
+        population = usual if population_size is None else population_size
+        rate = math.sqrt(population / usual) if learning_rate is None else learning_rate
         natural: dict[str, Any] = {"antithetic": False, "shaping": "nes", "scale": "relative"}
-        natural["optimizer"] = lambda parameters: torch.optim.SGD(parameters, lr=learning_rate)
+        natural["optimizer"] = lambda parameters: torch.optim.SGD(parameters, lr=rate)
         super().__init__(
             model,
             fitness_fn,
-            population_size=4 + int(3 * math.log(size)) if population_size is None else population_size,
+            population_size=population,
             sigma_learning_rate=0.2 * (3 + math.log(size)) / math.sqrt(size)
             if sigma_learning_rate is None
             else sigma_learning_rate,
