@@ -1,6 +1,7 @@
 """Images per second of VAR: with and without key-value cache, and a batched population beside plain inference.
 
     python tools/bench_var.py                                  # the tiny VAR of t2ialign-shapes
+    python tools/bench_var.py --rank 2 --targets proj fc2 head --train B   # with the LoRA of eggroll-var-shapes.toml
     python tools/bench_var.py --depth 8 --width 512            # random weights on the pyramid of the 256 px models
     python tools/bench_var.py --depth 16 --device cuda --dtype bfloat16
 
@@ -18,7 +19,7 @@ wall time otherwise.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,7 +29,7 @@ from turns import in_turns, ratio
 
 from t2ialign import LoraConfig, seeding
 from t2ialign.lora.adapter import Adapter
-from t2ialign_eggroll.noise import Members, Noise
+from t2ialign_eggroll.noise import Members, Noise, Perturbation
 from t2ialign_eggroll.population import Chunk, lora_population
 from t2ialign_eggroll.spaces import LoraSpace
 from t2ialign_var.backend import VarBackend
@@ -51,12 +52,14 @@ class Bench:
     guidance: float
     rank: int
     targets: list[str]
+    train: list[str]
     device: torch.device
 
     def __post_init__(self) -> None:
         self.adapter = Adapter(self.transformer, LoraConfig(rank=self.rank), self.targets)
-        self.space = LoraSpace(self.adapter, ["A", "B"])
+        self.space = LoraSpace(self.adapter, self.train)
         shapes = {name: p.shape for name, p in self.space.parameters.items()}
+        self.sigma = dict.fromkeys(shapes, SIGMA)
         self.draw = Noise(shapes, 1).of(0, 0, self.device)
         self.labels = torch.arange(self.images, device=self.device) % self.transformer.classes
         self.noise = seeding.normal(range(self.images), (sum(self.transformer.tokens),), self.device)
@@ -71,11 +74,8 @@ class Bench:
         with self.adapter.disabled():
             self.generate(self.members, decode, predictor)
 
-    def perturbations(self, members: slice) -> dict:
-        count = members.stop - members.start
-        drawn = Members(self.members).draw(self.draw, members)
-        index = torch.arange(count, device=self.device)
-        return {name: e.select(index, torch.full((count,), SIGMA, device=self.device)) for name, e in drawn.items()}
+    def perturbations(self, members: slice) -> Mapping[str, Perturbation]:
+        return Members(self.members).draw(self.draw, members, self.device, self.sigma)
 
     def population(self, decode: bool) -> None:
         noise = self.perturbations(slice(0, self.members))
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--stages", nargs="+", choices=("features", "images"), default=["features", "images"])
     parser.add_argument("--targets", nargs="+", default=VarConfig().lora_targets(), help="adapted layers")
+    parser.add_argument("--train", nargs="+", choices=("A", "B"), default=["A", "B"], help="factors that differ")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-loop", action="store_true", help="only cached and population")
     arguments = parser.parse_args()
@@ -157,7 +158,8 @@ def main() -> None:
         backend = VarBackend(VarConfig(checkpoint=arguments.checkpoint, dtype=arguments.dtype), device)
         models = backend.transformer, backend.vqvae
     size = (arguments.members, arguments.images, arguments.guidance, arguments.rank)
-    measure(Bench(*models, *size, arguments.targets, device), arguments.stages, arguments.rounds, not arguments.no_loop)
+    bench = Bench(*models, *size, arguments.targets, arguments.train, device)
+    measure(bench, arguments.stages, arguments.rounds, not arguments.no_loop)
 
 
 if __name__ == "__main__":
