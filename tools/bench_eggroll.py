@@ -4,7 +4,7 @@
     python tools/bench_eggroll.py --synthetic full --device cuda --population 16 64 256 --image-size 512 1024
 
 In one process, in turns, medians of several rounds; ratios are medians of the rounds' own, with their quartiles,
-and "best" is that of the fastest rounds:
+"best" is that of the fastest rounds, and "bound" what it would be if only multiplications took time:
 
     plain       the frozen base model, batches of the same size, no LoRA
     batched     every image of the batch with its own member's LoRA, noise included
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from turns import in_turns, ratio
 
 from t2ialign.problem.optimizer import load_optimizer
@@ -131,6 +133,17 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> float:
     return (resident_peak() - before) / 2**10
 
 
+def multiplications(run: Callable[[], object], into: dict[str, int], name: str) -> None:
+    """Run something and note how many it does."""
+
+    def baddbmm_(y: Any, a: Any, b: Any, **others: Any) -> int:  # shapes; torch counts the form out of place alone
+        return 2 * math.prod(a) * int(b[-1])
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: baddbmm_}) as counter:
+        run()
+    into[name] = counter.get_total_flops()
+
+
 def resident_peak() -> int:
     """The resident set's high-water mark in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -161,7 +174,9 @@ def measure(
         modes |= {"plain, compiled": compiled.plain, "batched, compiled": compiled.batched}
     for stage in stages:
         runs = {name: partial(mode, stage) for name, mode in modes.items()}
-        memory = {name: peak_memory(run, problem.device) for name, run in runs.items()}  # and a warm-up
+        counts: dict[str, int] = {}
+        counted = {name: partial(multiplications, run, counts, name) for name, run in runs.items()}
+        memory = {name: peak_memory(run, problem.device) for name, run in counted.items()}  # and a warm-up
         turns = in_turns(runs, problem.device, rounds)
         yield {
             "population": bench.count,
@@ -172,6 +187,7 @@ def measure(
             "peak_mb": memory,
             "batched / plain": turns.faster("batched", "plain"),
             "best": turns.best("batched", "plain"),
+            "bound": counts["plain"] / counts["batched"],
             "batched / one by one": turns.faster("batched", "one by one") if "one by one" in modes else None,
         }
 
@@ -251,10 +267,11 @@ def report(lines: Iterator[dict[str, Any]], as_json: bool) -> None:
             print(
                 f"{'':10}"
                 + "".join(f"{name:>18}" for name in speed)
-                + f"{'/ plain':>20}{'best':>8}{'/ one by one':>20}"
+                + f"{'/ plain':>20}{'best':>8}{'bound':>8}{'/ one by one':>20}"
             )
         cells = "".join(f"{speed[name]:10.1f} ({memory[name]:5.0f})" for name in speed)
-        ratios = f"{ratio(line['batched / plain']):>20}{line['best']:8.2f}{ratio(line['batched / one by one']):>20}"
+        ratios = f"{ratio(line['batched / plain']):>20}{line['best']:8.2f}{line['bound']:8.2f}"
+        ratios += f"{ratio(line['batched / one by one']):>20}"
         print(f"{line['stage']:10}{cells}{ratios}", flush=True)
 
 
