@@ -9,6 +9,7 @@ with the second-order term E_B,i E_A,i kept. W x is one product for all members;
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class LayerPopulation:
         base: the layer that all members share, a linear layer or a convolution.
         prepared: the members' factors of all layers as "<path>.a" and "<path>.b", any scale folded into b; the b of a
             linear layer transposed, (r, out).
+        alike: the linear layers whose weights have the precision of this one's, itself included; they share ``found``.
         factors: a (n or 1, r, in) and b (n or 1, r, out) for compiled code, see ``compiled_factors``.
     """
 
@@ -74,8 +76,9 @@ class LayerPopulation:
     prepared: Prepared
     chunk: Chunk
     form: Form
+    alike: list[str]
+    found: dict[tuple[torch.dtype, int], dict[str, list[Operator]]] = field(compare=False, repr=False)
     factors: tuple[Tensor, Tensor] | None = None
-    found: dict[tuple[torch.dtype, int], list[Operator]] = field(default_factory=dict, compare=False, repr=False)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         index = rows.image_index()
@@ -83,7 +86,7 @@ class LayerPopulation:
             return self._indexed(x, self.base(x, *args, **kwargs), self.chunk.member_of(index))
         if self.factors is not None and torch.compiler.is_compiling():
             return self._compiled(x, *self.factors)
-        copies = self.chunk.copies(len(x), self.name)
+        copies = self.chunk.copies(x.shape[0], self.name)
         if not isinstance(self.base, nn.Linear):
             return self._convolution(x, self.base(x, *args, **kwargs), copies)
         if self.form == "merged" and self._merges(self.base, x):
@@ -115,16 +118,22 @@ class LayerPopulation:
         return x.reshape(copies * self.chunk.members, -1, x.shape[-1])
 
     def _operators(self, dtype: torch.dtype, copies: int) -> list[Operator]:
-        """Those of both factors, found once for all calls where they are kept."""
+        """Those of both factors; where they are kept, the first call finds them for all layers like this.
+
+        Python that runs between the large products of a network takes several times as long as Python in a row.
+        """
         if (found := self.found.get((dtype, copies))) is not None:
-            return found
-        names = f"{self.name}.a", f"{self.name}.b"
+            return found[self.name]
+        if not self.prepared.keeps(dtype, copies):
+            return self._operators_of(self.name, dtype, copies)
+        self.found[dtype, copies] = {name: self._operators_of(name, dtype, copies) for name in self.alike}
+        return self.found[dtype, copies][self.name]
+
+    def _operators_of(self, layer: str, dtype: torch.dtype, copies: int) -> list[Operator]:
+        names = f"{layer}.a", f"{layer}.b"
         large = sum(self.prepared.elements[name] for name in names) * dtype.itemsize > STACK_BYTES
         factored = self.form == "factored" or (self.form == "auto" and large)
-        made = [self.prepared.operator(name, dtype, copies, factored) for name in names]
-        if self.prepared.keeps(dtype, copies):
-            self.found[dtype, copies] = made
-        return made
+        return [self.prepared.operator(name, dtype, copies, factored) for name in names]
 
     def _dense(self) -> tuple[Tensor, Tensor]:
         """Both stacks in the layer's own layout, (n, *shape) or (1, *shape)."""
@@ -249,12 +258,15 @@ def _forwards(
     bases: Mapping[str, nn.Module], prepared: Prepared, chunk: Chunk, form: Form, compiled: bool
 ) -> dict[str, LayerPopulation]:
     whole = compiled and form in ("auto", "materialised")
-    return {
-        name: LayerPopulation(
-            name, base, prepared, chunk, form, compiled_factors(name, base, prepared) if whole else None
-        )
-        for name, base in bases.items()
-    }
+    alike: dict[object, list[str]] = defaultdict(list)
+    found: dict[object, dict[tuple[torch.dtype, int], dict[str, list[Operator]]]] = defaultdict(dict)
+    made = {}
+    for name, base in bases.items():
+        kind = base.weight.dtype if isinstance(base, nn.Linear) else name
+        alike[kind].append(name)
+        factors = compiled_factors(name, base, prepared) if whole else None
+        made[name] = LayerPopulation(name, base, prepared, chunk, form, alike[kind], found[kind], factors)
+    return made
 
 
 def compiled_factors(name: str, base: nn.Module, prepared: Prepared) -> tuple[Tensor, Tensor] | None:
