@@ -59,6 +59,13 @@ class Backend(Part, ABC):
         """Whether layers of the trained network run inside of what torch.compile made."""
         return False
 
+    def compiling(self, on: bool = True) -> AbstractContextManager[None]:
+        """Context in which code may be compiled, or, if not ``on``, in which none is but what was compiled is used.
+
+        A run's steps are inside of one, all else of a run inside of the other: a graph for a few images never pays.
+        """
+        return nullcontext()
+
     @property
     @abstractmethod
     def trainable(self) -> nn.Module:

@@ -181,7 +181,7 @@ def _loaded(run: RunDir, spec: Spec, world: distributed.World, display: Display)
     trackers = spec.run.trackers if world.is_main else []
     stop_if_asked(world, run)
     try:
-        with followed(run.path, trackers, spec.trackers, display.say):
+        with followed(run.path, trackers, spec.trackers, display.say), problem.backend.compiling(False):
             _Loop(run, problem, optimizer, display).run(first)
     except RewardError as error:
         if error.image is not None:  # only the rank that drew it has it
@@ -240,7 +240,8 @@ class _Loop:
                 started = time.monotonic()
                 with self._kept(index):
                     with explained(self.run_dir.path, f"at step {index + 1}"), blaming(self.optimizer.label):
-                        with self.problem.backend.drafting(), told(self.problem, bar.unit):
+                        backend = self.problem.backend
+                        with backend.compiling(), backend.drafting(), told(self.problem, bar.unit):
                             result = checks.result(self.optimizer, self.optimizer.step(index), index)
                         self.optimizer.after_step(index)
                     seconds = time.monotonic() - started

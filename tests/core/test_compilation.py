@@ -16,6 +16,7 @@ from t2ialign.config import LoraConfig
 from t2ialign.lora.adapter import Adapter
 from t2ialign.problem.optimizer import load_optimizer
 from t2ialign.problem.problem import assemble
+from t2ialign.run import runner
 from t2ialign.spec import parse as specs
 from t2ialign_diffusers import compilation
 from t2ialign_diffusers.compilation import compile_blocks, compile_forward
@@ -218,15 +219,11 @@ def test_a_lora_and_populations_compile_once_for_all_blocks(graphs):
     assert all(type(layer).__dict__.get("fixed_batch") is None for layer in adapter.layers.values())
 
 
-@torch.no_grad()
-def test_the_steps_of_a_run_compile_the_block_and_the_decoder_once(graphs, tmp_path):
-    """The checks before the first step, whose batches have other sizes, compile nothing; nor does a last batch."""
-    problem = assemble(world(tmp_path, "backend.compile='default'", "optimizer.population=10", "run.micro_batch=8"))
-    optimizer = load_optimizer(problem)
-    optimizer.prepare()
-    assert len(graphs) == 1  # the decoder
-    optimizer.step(0)
-    optimizer.step(1)
+def test_a_whole_run_compiles_the_block_and_the_decoder_once(graphs, tmp_path):
+    """For its steps: nothing for grids, the checks before the first step, the export's or an evaluation."""
+    options = ["backend.compile='default'", "optimizer.population=10", "run.micro_batch=8", "run.steps=2"]
+    run = runner.start(world(tmp_path, *options, "evaluation.limit=2", "evaluation.images_per_prompt=3"))
+    assert (run.path / "export" / "README.md").is_file()
     assert len(graphs) == 2
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +29,7 @@ from t2ialign.storage.embeds import EmbedsCache, Row, assemble
 from t2ialign.tensors.batching import split
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_diffusers.cards import DECODER_LORA_FILE, CardCalls
-from t2ialign_diffusers.compilation import compile_blocks, compile_forward
+from t2ialign_diffusers.compilation import compile_blocks, compile_forward, compiling
 from t2ialign_diffusers.config import DiffusersConfig, unheeded
 from t2ialign_diffusers.decoding import Decoding
 from t2ialign_diffusers.folder import check_complete, open_checkpoint, open_outline, read_json
@@ -105,6 +105,9 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
     def compiled(self) -> bool:
         return self.config.compile not in ("none", "decoder")
 
+    def compiling(self, on: bool = True) -> AbstractContextManager[None]:
+        return super().compiling(on) if self.config.compile == "none" else compiling(on)
+
     @property
     def is_outline(self) -> bool:
         """Whether this is a model without weights, for questions about its size."""
@@ -132,7 +135,7 @@ class DiffusersBackend(CardCalls, Decoding, Backend):
             pipeline.vae.enable_tiling()
         if self.config.compile != "none" and not self.is_outline:
             # The decoder, for nobody calls the autoencoder.
-            compile_forward(pipeline.vae.decoder, self.config.compile, self.config.compile_fullgraph)
+            compile_forward(pipeline.vae.decoder, self.config.compile, self.config.compile_fullgraph, parts["network"])
         return pipeline
 
     def _loaded(self, dtypes: dict[str, str]) -> Any:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def compile_blocks(network: nn.Module, mode: str, fullgraph: bool = False) -> in
     return len(found)
 
 
-def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> None:
+def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False, network: nn.Module | None = None) -> None:
     """Compile the module's forward, on its first call, in place: class, parameters and their names stay.
 
     Adapters and replaced forwards of inner layers are seen whenever they come. Hooks on inner layers are not seen by
@@ -60,6 +61,8 @@ def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> No
     Args:
         mode: a mode of ``torch.compile``, or "decoder" for its default.
         fullgraph: whether a forward that is more than one graph is an error.
+        network: for a decoder, what makes its latents: whose hooks and ``fixed_batch`` count as its own, since neither
+            a measurement's few images nor sizes that a run does not have are worth a graph.
 
     Raises:
         UsageError: no C++ compiler is installed; when called, that a forward is more than the one graph asked for.
@@ -69,21 +72,24 @@ def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> No
     mode = "default" if mode == "decoder" else mode
     os.environ.setdefault(CACHE, str(cache_root() / "compiled"))
     import torch._dynamo.config as limits
+    import torch._inductor.config as inductor
     import torch.fx.experimental._config as shapes
     from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, Unsupported
 
+    # One C++ file a graph compiles in a third of the time that one for every kernel takes.
+    inductor.cpp_wrapper = next(module.parameters()).device.type == "cpu"
     limits.recompile_limit = max(limits.recompile_limit, GRAPHS)
     # Else a batch that is by chance as large as a width counts as that width, and the next batch compiles again.
     shapes.use_duck_shape = False
-    eager = module.forward
+    eager, watched = module.forward, [module, *([network] if network else [])]
     compiled = torch.compile(eager, mode=mode, backend=BACKEND, fullgraph=fullgraph, dynamic=False)
 
     @wraps(eager)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if _observed(module):
+        if any(map(_observed, watched)):
             return eager(*args, **kwargs)
         given = [*args, *kwargs.values()]
-        any_size = not any(getattr(part, "fixed_batch", False) for part in module.modules())
+        any_size = not any(getattr(part, "fixed_batch", False) for whole in watched for part in whole.modules())
         given = [_prepared(value, any_size) for value in given]
         named = dict(zip(kwargs, given[len(args) :], strict=True))
         try:
@@ -102,6 +108,11 @@ def compile_forward(module: nn.Module, mode: str, fullgraph: bool = False) -> No
         return _copied(output) if mode in CUDA_GRAPHS else output
 
     module.forward = forward
+
+
+def compiling(on: bool) -> AbstractContextManager[None]:
+    """Inside, what is called for the first time is compiled, or else runs as it is, and what was compiled is used."""
+    return torch.compiler.set_stance("default" if on else "eager_on_recompile")
 
 
 def _leave_cache(error: Exception) -> None:

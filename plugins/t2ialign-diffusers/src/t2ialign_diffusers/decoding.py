@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2ialign import checkpoints
 from t2ialign.errors import UsageError
@@ -32,6 +32,9 @@ class Decoding:
 
         @property
         def is_outline(self) -> bool: ...
+
+        @property
+        def trainable(self) -> nn.Module: ...
 
         @property
         def stable_dtype(self) -> str: ...
@@ -92,7 +95,8 @@ class Decoding:
             model.to(getattr(torch, dtype)).eval().requires_grad_(False)
             model.decoder.to(self.device)  # the encoder is never called
             if self.config.compile != "none":
-                compile_forward(model.decoder, self.config.compile, self.config.compile_fullgraph)
+                network = self.trainable
+                compile_forward(model.decoder, self.config.compile, self.config.compile_fullgraph, network)
         return model
 
 
