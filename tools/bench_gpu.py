@@ -22,8 +22,10 @@ import argparse
 import contextlib
 import gc
 import json
+import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -330,6 +332,7 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}, {'small models' if arguments.tiny else 'real sizes'}\n\n{HEAD}")
     print("|---" * HEAD.count(" | ") + "|---|", flush=True)
+    failed = []
     with tempfile.TemporaryDirectory() as scratch, released.random_weights(device), quiet_libraries():
         for row in arguments.rows:
             if time.perf_counter() - start > arguments.seconds:
@@ -337,10 +340,13 @@ def main() -> None:
                 continue
             try:
                 found = measure(row, ROWS[row], arguments.tiny, device, Path(scratch))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                print(f"| `{ROWS[row].spec}` | out of memory |", flush=True)
+            except Exception as error:  # time on a GPU is dear: the other rows are measured all the same
+                if is_out_of_memory(error):
+                    print(f"| `{ROWS[row].spec}` | out of memory |", flush=True)
+                else:
+                    print(f"| `{ROWS[row].spec}` | failed: {type(error).__name__} |", flush=True)
+                    traceback.print_exc()
+                    failed.append(row)
             else:
                 print(line(found), flush=True)
                 if arguments.json:
@@ -349,6 +355,8 @@ def main() -> None:
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -49,10 +49,17 @@ def with_oom_retry(run: Callable[[int], T], micro_batch: int, fixed: bool = Fals
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; off CUDA, torch raises a plain ``RuntimeError`` for that."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "MPS backend out of memory")
-    )
+    """Whether an allocation failed; off CUDA, and for CUDA's own libraries, torch has a plain ``RuntimeError``."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _TOO_LARGE)
+
+
+_TOO_LARGE = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 _ON_CPU = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}

@@ -44,13 +44,20 @@ def test_split_covers_everything_once(total, size):
     assert rows == list(range(total))
 
 
-def test_out_of_memory_halves_the_micro_batch():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no room"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_out_of_memory_halves_the_micro_batch(error):
     tried = []
 
     def run(size):
         tried.append(size)
         if size > 3:
-            raise torch.OutOfMemoryError("no room")
+            raise error
         return "done"
 
     assert with_oom_retry(run, 13) == ("done", 3)

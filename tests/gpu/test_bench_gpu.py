@@ -48,6 +48,19 @@ def test_a_row_that_does_not_fit_is_said_and_the_next_one_runs(bench, monkeypatc
     assert capsys.readouterr().out.count("out of memory") == 2
 
 
+def test_a_row_that_fails_does_not_keep_the_next_one_from_running(bench, monkeypatch, capsys):
+    def broken(*arguments):
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(bench, "measure", broken)
+    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--tiny", "--rows", "reno", "dav"])
+    with pytest.raises(SystemExit, match="failed: reno, dav"):
+        bench.main()
+    told = capsys.readouterr()
+    assert told.out.count("failed: ValueError") == 2
+    assert "no such kernel" in told.err
+
+
 def test_no_row_starts_after_the_time(bench, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--tiny", "--rows", "reno", "--seconds", "-1"])
     bench.main()
