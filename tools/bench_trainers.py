@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python tools/bench_trainers.py --seeds 3
     python tools/bench_trainers.py --tasks digits --rules eggroll pgpe --seeds 1
-    python tools/bench_trainers.py --tasks cartpole --tune      the same and other step sizes; default / best of them
+    python tools/bench_trainers.py --tasks cartpole --tune --seeds 8    the same and other step sizes; default / best of
+                                                                them; its seeds differ by .2, so three tell nothing
     python tools/bench_trainers.py --json runs.jsonl            goes on where it was stopped
 
 All rules see the same fitness: one number per member, one minibatch (or one set of starts) per generation; what is
@@ -32,6 +33,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import stdev
 
 import torch
 from torch import Tensor, nn
@@ -390,9 +392,10 @@ def print_table(head: str, rules: list[str], tasks: list[str], cells: dict[tuple
 
 
 def cell(runs: list[tuple[float, float]]) -> str:
-    """Mean quality, the seeds' own, and mean CPU seconds."""
-    quality, seconds = (sum(column) / len(runs) for column in zip(*runs, strict=True))
-    return f"{quality:.3f} ({' '.join(f'{q:.3f}' for q, _ in runs)}), {seconds:.0f} s"
+    """Mean quality with its standard error over seeds, and mean CPU seconds."""
+    qualities = [quality for quality, _ in runs]
+    error = f" ± {stdev(qualities) / math.sqrt(len(runs)):.3f}" if len(runs) > 1 else ""
+    return f"{mean_quality(runs):.3f}{error}, {sum(seconds for _, seconds in runs) / len(runs):.0f} s"
 
 
 if __name__ == "__main__":
