@@ -355,6 +355,14 @@ def test_defaults_learn_with_every_optimizer_whatever_the_size_of_the_weights(op
     assert ends[1] == pytest.approx(ends[0], rel=0.05)
 
 
+@pytest.mark.parametrize("optimizer", ["clipup", "adam"])
+def test_no_first_step_is_longer_than_the_noise(optimizer):
+    """Of a small module, whose default steps are long; the noise of a layer has an rms of sigma units."""
+    trainer = EggrollTrainer(net(), closeness, optimizer=optimizer, batched=True)
+    size = sum(p.numel() for p in trainer.centre.values())
+    assert trainer.step()["update_norm"] <= 1.01 * trainer.sigma * math.sqrt(size)
+
+
 def test_weight_decay_pulls_towards_the_start_in_the_relative_scale():
     model = net()
     before = model[0].weight.detach().clone()

@@ -56,9 +56,14 @@ def step_length(sigma: float, perturbations: int, size: int) -> float:
     return min(1.0, STEP * math.sqrt(perturbations / size)) * sigma
 
 
-def make_optimizer(kind: str, parameters: list[nn.Parameter], step: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    kind: str, parameters: list[nn.Parameter], step: float, longest: float = math.inf
+) -> torch.optim.Optimizer:
     """A torch optimizer whose steps have an rms of ``step`` per entry along directions that do not repeat, as noisy
     ones hardly do; a steady direction is followed up to four times as fast by "adam" and "momentum".
+
+    Args:
+        longest: of Adam's steps, the first of which are as long as its rate whatever the noise.
 
     Raises:
         ValueError: an unknown kind.
@@ -67,7 +72,7 @@ def make_optimizer(kind: str, parameters: list[nn.Parameter], step: float) -> to
         case "clipup":
             return ClipUp(parameters, lr=step * math.sqrt(sum(p.numel() for p in parameters)) / 2)
         case "adam":
-            return torch.optim.Adam(parameters, lr=step * math.sqrt(1.9 / 0.1))
+            return torch.optim.Adam(parameters, lr=min(step * math.sqrt(1.9 / 0.1), longest))
         case "momentum":
             return torch.optim.SGD(parameters, lr=step * math.sqrt(1 - 0.9**2), momentum=0.9)
         case "sgd":

@@ -140,7 +140,8 @@ class ESTrainer:
             size = sum(p.numel() for p in trained)
             step = defaults.step_length(self.sigma, self.members.pairs, size) if relative else 1.0
             rate = learning_rate or (1.0 if relative else 0.01)
-            self.optimizer = defaults.make_optimizer(optimizer, trained, rate * step)
+            longest = rate * self.sigma if relative else torch.inf
+            self.optimizer = defaults.make_optimizer(optimizer, trained, rate * step, longest)
         self.generation = 0
         self.history: list[dict[str, float]] = []
         self.best_fitness = -torch.inf
