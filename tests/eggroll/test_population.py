@@ -140,6 +140,16 @@ def test_auto_stacks_no_factors_beyond_its_memory(monkeypatch, budget, materiali
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("copies", [1, 2])
+@torch.no_grad()
+def test_how_the_rows_lie_in_memory_makes_no_difference(form, copies):
+    tower = Tower()
+    x = torch.randn(6 * copies, 6, 4).double().mT
+    with lora_population(tower.layers(), draw(tower, 3), Chunk(3, 2), form):
+        torch.testing.assert_close(tower.linear(x), tower.linear(x.contiguous()))
+
+
+@pytest.mark.parametrize("form", FORMS)
 @torch.no_grad()
 def test_guidance_copies_of_the_batch(form):
     tower = Tower()

@@ -93,7 +93,7 @@ class LayerPopulation:
             return self._through_merged(self.base, x, copies)
         y = self.base(x, *args, **kwargs).contiguous()
         a, b = self._operators(y.dtype, copies)
-        b.add_up(self._grouped(y, copies), a.down(self._grouped(x.to(y.dtype), copies)))
+        b.add_up(self._grouped(y, copies), a.down(x.to(y.dtype), copies * self.chunk.members))
         return y
 
     def _compiled(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -159,11 +159,17 @@ class Operator:
     u: Tensor | None = None
     v: Tensor | None = None
 
-    def down(self, x: Tensor) -> Tensor:
-        """x M^T, (g, T, channels) -> (g, T, r)."""
+    def down(self, x: Tensor, groups: int) -> Tensor:
+        """x M^T, (rows, ..., channels) -> (groups, T, r), the rows of a group one after another."""
         if self.own is not None:
-            return torch.bmm(self.own, x.mT).mT
+            own = self.own
+            if x.ndim == 3 and not x.is_contiguous():  # to copy a member's M for each row costs less than to copy x
+                own = own if own.shape[0] == x.shape[0] else own.repeat_interleave(x.shape[0] // groups, 0)
+            else:
+                x = x.reshape(groups, -1, x.shape[-1])
+            return torch.bmm(own, x.mT).mT.reshape(groups, -1, own.shape[1])
         assert self.shared is not None
+        x = x.reshape(groups, -1, x.shape[-1])
         y = F.linear(x, self.shared)
         if self.u is not None and self.v is not None:
             y = y.baddbmm_(torch.bmm(x, self.v), self.u.mT)
