@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import t2ialign_diffusers.backend
 import t2ialign_infinity.backend
 import t2ialign_var.backend
+from t2ialign.tensors import seeding
 from t2ialign.tensors.conditioning import Conditioning
 from t2ialign_diffusers.backend import DiffusersBackend
 from t2ialign_diffusers.folder import open_outline
@@ -35,13 +36,15 @@ TOKENS = 64
 
 @torch.no_grad()
 def draw(name: str, tensor: Tensor, device: torch.device) -> Tensor:
-    """Values of a parameter or buffer that let activations neither vanish nor grow."""
+    """Values of a parameter or buffer that let activations neither vanish nor grow, the same in every process: of some
+    values, a small model's layer changes no image, which EGGROLL refuses."""
     value = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
     if not tensor.is_floating_point():
         return value.zero_()
     if tensor.ndim < 2:
         return value.fill_(1.0 if name.endswith("weight") else 0.0)
-    return value.normal_(std=1 / math.sqrt(tensor[0].numel()))
+    source = torch.Generator(device).manual_seed(seeding.derive(0, name))
+    return value.normal_(std=1 / math.sqrt(tensor[0].numel()), generator=source)
 
 
 def drawn(module: nn.Module, device: torch.device) -> nn.Module:
