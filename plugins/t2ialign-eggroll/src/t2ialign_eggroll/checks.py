@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 #: The probe's perturbations are this many sigma, so that a layer that matters shows even in 16-bit images.
 PROBE = 10.0
-#: Differences of pixels and of predicted latents up to this are rounding.
+#: Differences of pixels up to this are rounding; of predicted latents, up to this share of the largest above 1.
 ROUNDING = 1e-6
 #: Largest mean difference between batched and one-by-one images, as a fraction of what the perturbation changes.
 TOLERANCE = 0.05
@@ -128,7 +128,7 @@ def _changes(
         own[name] = perturbation.select(index, factor)
     drawn = member_images(problem, space, own, chunk, batch, form, draw)[:, 0].float()
     change = (drawn - drawn[0]).abs().flatten(1).amax(1)
-    alive = change[1:-1] > 4 * change[-1] + ROUNDING
+    alive = change[1:-1] > 4 * change[-1] + ROUNDING * drawn[0].abs().max().clamp(min=1)
     return dict(zip(layers, alive.tolist(), strict=True))
 
 
